@@ -1,0 +1,9 @@
+"""Fused operations of hierarchical contrastive learning; needs torch and numpy only.
+
+`level_infonce` carries the whole product: CLIP's loss, MERU's contrastive term and the level-restricted loss of
+BioCLIP-HC are calls of it. It never holds the (images, texts) matrix.
+"""
+
+from bioclip_hc.kernels.ops import exp_map0, level_infonce, log_map0, lorentz_inner, rank_topk
+
+__all__ = ["exp_map0", "level_infonce", "log_map0", "lorentz_inner", "rank_topk"]

@@ -1,0 +1,382 @@
+"""`level_infonce` and `rank_topk` tile by tile: library products, a bounded workspace, an epilogue per geometry.
+
+# M images, N texts, D embed, R ranks, B tile side
+# S the product of two tiles of prepared vectors, l the logits, W = dL/dl
+
+Texts are sorted by rank, so that a tile of columns has one rank; restricted, only the images supervised at that
+rank meet it. The forward pass sees each tile once and keeps the running maximum and sum of its rows and of its
+columns, each under a shift of their own (a shared one would underflow rows far below it). The backward pass
+recomputes the tile, and ends in two products. Work: four products of the shape visited. Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bioclip_hc.kernels.objective import Objective, compute_dtype
+from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor
+
+TILE = 1024  # B; about ten live (B, B) fp32 temporaries make the workspace 40 MiB
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images or texts made ready for the product: rows of unit vectors, and per-row scalars of the polar form.
+
+    KERNELS: with r = sqrt(c) d(0, x), s = sinh r, n the direction and h = |n|^2 / 2 of the rounded n,
+    cosh(d) - 1 = (a_i b_j - b_i a_j)^2 / 2 + s_i s_j (h_i + h_j - <n_i, n_j>), a = e^{r/2}, b = e^{-r/2}.
+    """
+
+    n: Tensor  # (rows, D)
+    norm: Tensor  # (rows,) of the input vectors
+    r: Tensor  # (rows,); the fields below are empty for euclidean geometry
+    s: Tensor
+    a: Tensor
+    b: Tensor
+    h: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> Side:
+        pick = (lambda x: x[rows]) if isinstance(rows, slice) else (lambda x: x.index_select(0, rows))
+        return Side(*(pick(x) if len(x) else x for x in vars(self).values()))
+
+
+def prepare(v: Tensor, curv: Tensor, geometry: str, space: str) -> Side:
+    """The pre-pass over one side, (rows, D): normalise, and take the scalars that the epilogue needs."""
+    v = v.to(compute_dtype(v))
+    norm = v.norm(dim=1)
+    unit = v / norm.clamp_min(torch.finfo(v.dtype).tiny).unsqueeze(1)
+    none = norm.new_empty(0)
+    if geometry == "euclidean":
+        return Side(v if space == "unit" else unit, norm, none, none, none, none, none)
+    r = curv.sqrt() * norm
+    r = r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh()
+    return Side(unit, norm, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), unit.square().sum(1) / 2)
+
+
+# -- epilogues: from a product tile to logits, and from W back ------------------------------------------------
+
+
+def _cosh_minus_one(S: Tensor, x: Side, y: Side) -> Tensor:
+    """u = cosh(d) - 1 of a tile; takes S's memory."""
+    difference = torch.outer(x.a, y.b).sub_(torch.outer(x.b, y.a))
+    u = S.neg_().add_(x.h[:, None]).add_(y.h)
+    u.mul_(x.s[:, None]).mul_(y.s)
+    return u.addcmul_(difference, difference, value=0.5).clamp_(min=0)
+
+
+def _logits(x: Side, y: Side, scale: Tensor, curv: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
+    """Logits of a tile, and u for the way back (Lorentz only)."""
+    S = x.n @ y.n.T
+    if geometry == "euclidean":
+        return S.mul_(scale), None
+    u = _cosh_minus_one(S, x, y)
+    root = (u + 2).mul_(u).sqrt_()
+    return root.add_(u).log1p_().mul_(-scale / curv.sqrt()), u
+
+
+@dataclass
+class Gradient:
+    """Sums for one side: dn (rows, D) = dL/dn, divided by s for Lorentz (finite where s is 0), and dr (rows,)."""
+
+    dn: Tensor
+    dr: Tensor
+
+    @classmethod
+    def zeros(cls, side: Side) -> Gradient:
+        return cls(torch.zeros_like(side.n), torch.zeros_like(side.norm))
+
+    def add(self, rows: Tensor, dn: Tensor, dr: Tensor | None = None) -> None:
+        self.dn.index_add_(0, rows, dn)  # rows are distinct, so the order of the sum is fixed
+        if dr is not None:
+            self.dr.index_add_(0, rows, dr)
+
+
+def _lorentz_backward(
+    W: Tensor, u: Tensor, x: Side, y: Side, scale: Tensor, curv: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dn / s and dr of both sides of one tile. Takes W's memory."""
+    root = (u + 2).mul_(u).sqrt_()
+    q = W.div_(root).mul_(-scale / curv.sqrt()).masked_fill_(u <= u_floor(u.dtype), 0)
+    dx, dy = -(q * y.s) @ y.n, -(q * x.s[:, None]).T @ x.n
+    # sinh(r_i - r_j) = t (a_i b_j + b_i a_j) / 2 with t = a_i b_j - b_i a_j: exact for near radii
+    t = torch.outer(x.a, y.b)
+    other = torch.outer(x.b, y.a)
+    half_square = (t - other).square_().div_(2)
+    ss = torch.outer(x.s, y.s)
+    gap = (u - half_square).div_(ss.clamp_min(torch.finfo(ss.dtype).tiny))  # h_i + h_j - S
+    sinh = (t - other).mul_(t.add_(other)).div_(2)
+    radial = q * sinh
+    q.mul_(gap)
+    drx = radial.sum(1) + x.r.cosh() * (q @ y.s)
+    dry = -radial.sum(0) + y.r.cosh() * (q.T @ x.s)
+    return dx, dy, drx, dry
+
+
+def _to_inputs(g: Gradient, side: Side, curv: Tensor, geometry: str, space: str) -> Tensor:
+    """Chain rule from unit vectors and radii to the vectors that came in, (rows, D)."""
+    if geometry == "euclidean" and space == "unit":
+        return g.dn
+    n, norm = side.n, side.norm
+    across = g.dn - n * (g.dn * n).sum(1, keepdim=True)
+    if geometry == "euclidean":
+        return across / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
+    root = curv.sqrt()
+    if space == "hyperboloid":  # s / |x| = sqrt(c), dr/d|x| = sqrt(c) / cosh r
+        return root * (across + n * (g.dr / side.r.cosh())[:, None])
+    free = side.r < MAX_RADIUS  # beyond the clamp the radius no longer moves
+    s_over_norm = torch.where(free, root * sinhc(side.r), side.s / norm.clamp_min(1e-30))
+    return s_over_norm[:, None] * across + root * n * (g.dr * free)[:, None]
+
+
+def _radius_curvature(g: Gradient, side: Side, space: str) -> Tensor:
+    """2c times one side's share of dL/dc through its radii."""
+    moves = side.r * (side.r < MAX_RADIUS) if space == "tangent" else side.r.tanh()
+    return (moves * g.dr).sum()
+
+
+# -- the tiles ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Row and column indices of one tile, its rank, and which of its pairs are positive and masked out."""
+
+    rank: int
+    rows: Tensor
+    cols: Tensor
+    positive: Tensor  # (b, b) bool
+    row_mask: Tensor | None  # (b, b) bool: leaves the row's denominator
+    col_mask: Tensor | None
+
+
+def _tiles(o: Objective, tile: int) -> Iterator[Tile]:
+    """Every tile that the objective needs, each once, texts in order of rank."""
+    known = o.image_taxa >= 0
+    everyone = known.any(1).nonzero().flatten()
+    pair_rank = o.pair_rank
+    for r in range(o.image_taxa.shape[1]):
+        texts = (o.text_rank == r).nonzero().flatten()
+        images = known[:, r].nonzero().flatten() if o.restrict else everyone
+        for cols in texts.split(tile) if len(images) else ():
+            taxon = o.text_taxon[cols]
+            for rows in images.split(tile) if len(texts) else ():
+                same = o.image_taxa[rows, r][:, None] == taxon  # unknown is -1, and no text has taxon -1
+                if o.targets == "multi_positive":
+                    yield Tile(r, rows, cols, same, None, None)
+                    continue
+                own = o.pair[rows][:, None] == cols
+                duplicate = same & ~own
+                at_own_rank = duplicate & (pair_rank[rows] == r)[:, None]
+                masks = (at_own_rank, duplicate) if o.targets == "mask_out" else (None, None)
+                yield Tile(r, rows, cols, own, *masks)
+
+
+def _pools(l: Tensor, tile: Tile, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits as the rows' and as the columns' denominators see them; `l` itself where nothing changes."""
+    rows = l if bias is None else l + bias[tile.cols]
+    cols = l
+    if tile.row_mask is not None and tile.col_mask is not None:
+        rows, cols = rows.masked_fill(tile.row_mask, MASKED), cols.masked_fill(tile.col_mask, MASKED)
+    return rows, cols
+
+
+class RunningLSE:
+    """logsumexp of many rows, of which a piece arrives at a time."""
+
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self.top = like.new_full((rows,), MASKED)
+        self.sum = like.new_zeros(rows)
+
+    def add(self, index: Tensor, piece: Tensor, dim: int) -> None:
+        old = self.top[index]
+        top = torch.maximum(old, piece.amax(dim))
+        total = (piece - top.unsqueeze(dim)).exp_().sum(dim)
+        self.sum[index] = self.sum[index] * (old - top).exp() + total
+        self.top[index] = top
+
+    def value(self) -> Tensor:
+        return self.top + self.sum.clamp_min(torch.finfo(self.sum.dtype).tiny).log()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the forward pass leaves for the backward pass: O(M R + N) numbers."""
+
+    row_lse: Tensor  # (M, R) restricted; (M, 1) over all ranks
+    col_lse: Tensor  # (N,)
+    row_count: Tensor  # (M, R) positives of each image at each rank
+    col_count: Tensor  # (N,)
+
+
+def forward(
+    image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, o: Objective, tile: int = TILE
+) -> tuple[Tensor, Tensor, Sums]:
+    """nll_image (M, R), nll_text (N,) and what `backward` needs."""
+    x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
+    (M, R), N = o.image_taxa.shape, len(text)
+    pools = R if o.restrict else 1
+    row_lse, col_lse = RunningLSE(M * pools, x.norm), RunningLSE(N, x.norm)
+    row_positive, row_count = x.norm.new_zeros(M, R), x.norm.new_zeros(M, R)
+    col_positive, col_count = x.norm.new_zeros(N), x.norm.new_zeros(N)
+    for t in _tiles(o, tile):
+        l, _ = _logits(x[t.rows], y[t.cols], scale, curv, o.geometry)
+        as_rows, as_cols = _pools(l, t, o.text_bias)
+        row_lse.add(t.rows * pools + (t.rank if o.restrict else 0), as_rows, 1)
+        col_lse.add(t.cols, as_cols, 0)
+        row_count[t.rows, t.rank] += t.positive.sum(1)
+        col_count[t.cols] += t.positive.sum(0)
+        chosen = l.mul_(t.positive)
+        row_positive[t.rows, t.rank] += chosen.sum(1)
+        col_positive[t.cols] += chosen.sum(0)
+    sums = Sums(row_lse.value().view(M, pools), col_lse.value(), row_count, col_count)
+    nll_image = torch.where(row_count > 0, sums.row_lse - row_positive / row_count.clamp_min(1), 0)
+    nll_text = torch.where(col_count > 0, sums.col_lse - col_positive / col_count.clamp_min(1), 0)
+    return nll_image, nll_text, sums
+
+
+def backward(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    curv: Tensor,
+    o: Objective,
+    sums: Sums,
+    grad_image: Tensor,
+    grad_text: Tensor,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of <grad_image, nll_image> + <grad_text, nll_text>.
+
+    For image and text in their own dtypes, scale () and curv ().
+    """
+    x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
+    gx, gy = Gradient.zeros(x), Gradient.zeros(y)
+    grad_image = grad_image * (sums.row_count > 0)  # a row without positive is the constant 0
+    grad_text = grad_text * (sums.col_count > 0)
+    pull_image = grad_image / sums.row_count.clamp_min(1)
+    pull_text = grad_text / sums.col_count.clamp_min(1)
+    # (M, R) restricted; unrestricted every rank shares one denominator, so its weights add up
+    push_image = grad_image if o.restrict else grad_image.sum(1, keepdim=True)
+    total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l
+    for t in _tiles(o, tile):
+        xt, yt = x[t.rows], y[t.cols]
+        l, u = _logits(xt, yt, scale, curv, o.geometry)
+        as_rows, as_cols = _pools(l, t, o.text_bias)
+        pool = t.rank if o.restrict else 0
+        W = (as_rows - sums.row_lse[t.rows, pool, None]).exp_().mul_(push_image[t.rows, pool, None])
+        W.addcmul_((as_cols - sums.col_lse[t.cols]).exp_(), grad_text[t.cols].expand_as(W))
+        W.sub_((pull_image[t.rows, t.rank, None] + pull_text[t.cols]).mul_(t.positive))
+        total += l.mul_(W).sum(dtype=torch.float64)
+        if u is None:
+            W.mul_(scale)
+            gx.add(t.rows, W @ yt.n)
+            gy.add(t.cols, W.T @ xt.n)
+        else:
+            dx, dy, drx, dry = _lorentz_backward(W, u, xt, yt, scale, curv)
+            gx.add(t.rows, dx, drx)
+            gy.add(t.cols, dy, dry)
+    dscale = (total / scale).to(scale.dtype)
+    dcurv = torch.zeros_like(curv)
+    if o.geometry == "lorentz":
+        radii = _radius_curvature(gx, x, o.space) + _radius_curvature(gy, y, o.space)
+        dcurv = ((radii - total) / (2 * curv)).to(curv.dtype)
+    dimage, dtext = (
+        _to_inputs(g, side, curv, o.geometry, o.space).to(v.dtype) for g, side, v in ((gx, x, image), (gy, y, text))
+    )
+    return dimage, dtext, dscale, dcurv
+
+
+# -- the best texts of each rank ------------------------------------------------------------------------------
+
+
+def rank_topk(
+    image: Tensor,
+    text: Tensor,
+    text_rank: Tensor,
+    scale: Tensor,
+    curv: Tensor,
+    geometry: str,
+    space: str,
+    k: int,
+    ranks: int,
+    candidates: tuple[Tensor, Tensor] | None,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:
+    """score (M, R, k), -inf padded, and index (M, R, k), -1 padded; equal scores: the smaller index first."""
+    x, y = (prepare(v, curv, geometry, space) for v in (image, text))
+    score = x.norm.new_full((len(image), ranks, k), -math.inf)
+    index = torch.full((len(image), ranks, k), -1, dtype=torch.int64, device=image.device)
+    if candidates is None:
+        texts = [(text_rank == r).nonzero().flatten() for r in range(ranks)]
+        for start in range(0, len(image), tile):
+            rows = slice(start, start + tile)
+            xt = x[rows]
+            for r, cols in ((rank, part) for rank in range(ranks) for part in texts[rank].split(tile)):
+                l, _ = _logits(xt, y[cols], scale, curv, geometry)
+                _keep_best(score[rows, r], index[rows, r], l, cols)
+    else:
+        _topk_of_lists(x, y, text_rank, scale, curv, geometry, candidates, score, index)
+    return score, index
+
+
+def _keep_best(best: Tensor, where: Tensor, l: Tensor, cols: Tensor) -> None:
+    """Merge one tile's logits (b, n) into the k best so far (b, k), in place; the smaller index wins a tie."""
+    k = best.shape[1]
+    if k == 1:  # max returns the first maximum
+        top, place = l.max(1, keepdim=True)
+        better = top > best
+        where.copy_(torch.where(better, cols[place], where))
+        best.copy_(torch.where(better, top, best))
+        return
+    merged, order = torch.cat([best, l], 1).sort(dim=1, descending=True, stable=True)
+    best.copy_(merged[:, :k])
+    where.copy_(torch.cat([where, cols.expand_as(l)], 1).gather(1, order[:, :k]))
+
+
+def _topk_of_lists(
+    x: Side,
+    y: Side,
+    text_rank: Tensor,
+    scale: Tensor,
+    curv: Tensor,
+    geometry: str,
+    candidates: tuple[Tensor, Tensor],
+    score: Tensor,
+    index: Tensor,
+    pairs: int = 1 << 15,
+) -> None:
+    """Fill score and index from each image's own list: pairs are scored one by one, `pairs` at a time."""
+    indptr, indices = candidates
+    k, R = score.shape[2], score.shape[1]
+    row = torch.arange(len(indptr) - 1, device=indices.device).repeat_interleave(indptr.diff())
+    value = torch.cat(
+        [
+            _pair_logits(x[i], y[j], scale, curv, geometry)
+            for i, j in zip(row.split(pairs), indices.split(pairs), strict=True)
+        ]
+        or [x.norm.new_empty(0)]
+    )
+    group = row * R + text_rank[indices]  # sorted by group, then by falling score, then by index
+    order = indices.argsort(stable=True)
+    order = order[value[order].argsort(descending=True, stable=True)]
+    order = order[group[order].argsort(stable=True)]
+    group = group[order]
+    place = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+    kept = place < k
+    flat = group[kept] * k + place[kept]
+    score.view(-1)[flat] = value[order][kept]
+    index.view(-1)[flat] = indices[order][kept]
+
+
+def _pair_logits(x: Side, y: Side, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
+    """(P,) logits of P pairs given as equally long sides."""
+    S = (x.n * y.n).sum(1)
+    if geometry == "euclidean":
+        return scale * S
+    u = ((x.a * y.b - x.b * y.a).square() / 2 + x.s * y.s * (x.h + y.h - S)).clamp_min(0)
+    return -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())

@@ -1,0 +1,406 @@
+"""Objectives: what is reduced over the rows that `kernels.level_infonce` returns.
+
+# B local images, N global images, U texts, D embed, R ranks, K texts of one rank, P_k images that carry text k
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bioclip_hc.distributed import all_gather_rows, gather_rows_with_grad, row_counts, world_size
+from bioclip_hc.kernels import level_infonce
+from bioclip_hc.taxonomy import RANKS
+
+
+class LossOutput(NamedTuple):
+    """loss (); per_rank (R,), NaN for a rank absent from the batch; floor (R,), the least per_rank can be."""
+
+    loss: Tensor
+    per_rank: Tensor
+    floor: Tensor
+
+
+class LevelContrastiveLoss(nn.Module):
+    """Level-restricted contrastive loss over the batch of the whole process group.
+
+    Per rank l, over the images known at l and the K unique texts of l that some image carries:
+
+        I->T = mean over images of nll_image         T->I = mean over texts of nll_text
+        loss = mean over the ranks present of direction_weight (I->T + T->I)
+
+    (arXiv 2606.21838, equations 1-3: every text weighs the same whatever its number of images, and every rank
+    weighs the same.) T->I cannot fall under mean log |P_k|, since an image of k also stands in the denominator
+    of its siblings of the same text: `floor` holds that.
+
+    Args:
+        ranks: names of the R columns of image_taxa, for messages and logs.
+        geometry: "lorentz" or "euclidean".
+        targets: see `kernels.level_infonce`.
+        rank_reduction: "mean" over the ranks present (the paper) or "sum" (the authors' code).
+        direction_weight: weight of each direction: 1 (the paper) or 0.5 (the authors' code).
+        image_weighting: "standard": every image weighs the same in I->T. "balanced": every text's images
+            together weigh the same.
+        restrict: False lets denominators run over all ranks.
+        process_group: the group that shares a global batch; None is the default group.
+        per_process: True takes each process' images and texts as a batch of their own (the authors' code).
+        backend: see `kernels.level_infonce`.
+    """
+
+    def __init__(
+        self,
+        ranks: tuple[str, ...] = RANKS,
+        geometry: str = "lorentz",
+        targets: str = "multi_positive",
+        rank_reduction: str = "mean",
+        direction_weight: float = 1.0,
+        image_weighting: str = "standard",
+        restrict: bool = True,
+        process_group: Any = None,
+        per_process: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("rank_reduction", rank_reduction, ("mean", "sum"))
+        _one_of("image_weighting", image_weighting, ("standard", "balanced"))
+        self.ranks = tuple(ranks)
+        self.geometry = geometry
+        self.targets = targets
+        self.rank_reduction = rank_reduction
+        self.direction_weight = direction_weight
+        self.image_weighting = image_weighting
+        self.restrict = restrict
+        self.process_group = process_group
+        self.per_process = per_process
+        self.backend = backend
+
+    @classmethod
+    def reference_code(cls, **options: Any) -> LevelContrastiveLoss:
+        """The authors' training code: half of both directions, summed over ranks, a batch per process."""
+        return cls(**{"rank_reduction": "sum", "direction_weight": 0.5, "per_process": True, **options})
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_taxa: Tensor,
+        text_rank: Tensor,
+        text_taxon: Tensor,
+        logit_scale: Tensor,
+        curv: Tensor | float | None = None,
+        *,
+        space: str = "tangent",
+        pair: Tensor | None = None,
+        text_bias: Tensor | None = None,
+    ) -> LossOutput:
+        """Loss of the global batch; every process returns the same value.
+
+        Args:
+            image: (B, D) this process' images. text: (U, D) this process' texts.
+            image_taxa: (B, R) int64, -1 = unknown or not supervised.
+            text_rank, text_taxon: (U,) ids of the texts; unique within a process unless `pair` is given.
+            logit_scale: one element, exponentiated. curv: one element, needed by geometry "lorentz".
+            space: see `kernels.level_infonce`.
+            pair: (B,) index into this process' texts; targets "diagonal" and "mask_out" need it.
+            text_bias: (U,).
+
+        Raises:
+            ValueError: image_taxa without len(ranks) columns, a repeated text, a missing curvature.
+        """
+        if image_taxa.shape[1:] != (len(self.ranks),):
+            raise ValueError(
+                f"image_taxa must be (B, {len(self.ranks)}) for ranks {self.ranks}, got {tuple(image_taxa.shape)}"
+            )
+        if curv is None and self.geometry == "lorentz":
+            raise ValueError("geometry 'lorentz' needs curv, the positive curvature (1.0 in the paper)")
+        batch = _Batch(image, text, image_taxa, text_rank, text_taxon, pair, text_bias)
+        if pair is None:
+            _check_unique(text_rank, text_taxon)
+        if not self.per_process and world_size(self.process_group) > 1:
+            batch = _gather(batch, self.process_group)
+        nll_image, nll_text = level_infonce(
+            *batch[:5],
+            logit_scale,
+            1.0 if curv is None else curv,
+            geometry=self.geometry,
+            space=space,
+            targets=self.targets,
+            pair=batch.pair,
+            text_bias=batch.text_bias,
+            restrict=self.restrict,
+            backend=self.backend,
+        )
+        return self._reduce(nll_image, nll_text, batch)
+
+    def _reduce(self, nll_image: Tensor, nll_text: Tensor, batch: _Batch) -> LossOutput:
+        """Rows to a number per rank, and ranks to the loss."""
+        R = len(self.ranks)
+        carried = _images_per_text(batch)  # (U,) |P_k|
+        used = carried > 0
+        rank = batch.text_rank.clamp_min(0)
+        texts = nll_text.new_zeros(R).index_add(0, rank, used.to(nll_text.dtype))  # (R,) K
+        t2i = nll_text.new_zeros(R).index_add(0, rank, nll_text * used) / texts
+        log_count = carried.clamp_min(1).to(nll_text.dtype).log()
+        floor = nll_text.new_zeros(R).index_add(0, rank, log_count * used) / texts
+        if self.image_weighting == "standard":
+            images = (batch.image_taxa >= 0).sum(0)
+            i2t = nll_image.sum(0) / images
+        else:
+            weight = _text_share_of_images(batch, carried)
+            i2t = (nll_image * weight).sum(0) / texts
+        per_rank = self.direction_weight * (i2t + t2i)
+        present = texts > 0
+        total = per_rank[present].sum()  # an absent rank is 0/0 = NaN; selecting keeps it out of the gradient
+        loss = total if self.rank_reduction == "sum" else total / present.sum().clamp_min(1)
+        return LossOutput(loss, per_rank.detach(), (self.direction_weight * floor).detach())
+
+
+class _Batch(NamedTuple):
+    image: Tensor
+    text: Tensor
+    image_taxa: Tensor
+    text_rank: Tensor
+    text_taxon: Tensor
+    pair: Tensor | None
+    text_bias: Tensor | None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def _keys(rank: Tensor, taxon: Tensor) -> Tensor:
+    """One int64 for a (rank, taxon); ids stay far under 2^56."""
+    return (rank << 56) | taxon
+
+
+def _check_unique(text_rank: Tensor, text_taxon: Tensor) -> None:
+    _, inverse, counts = _keys(text_rank, text_taxon).unique(return_inverse=True, return_counts=True)
+    twice = (counts[inverse] > 1).nonzero().flatten()
+    if len(twice):
+        j = int(twice[0])
+        raise ValueError(
+            f"texts must be unique within a process; text {j} (rank {int(text_rank[j])}, taxon "
+            f"{int(text_taxon[j])}) is repeated: encode it once, or give pair= for one text per image"
+        )
+
+
+def _gather(local: _Batch, group: Any) -> _Batch:
+    """The batch of all processes. A text that several hold becomes one column, its first holder's."""
+    images = row_counts(len(local.image), local.image.device, group)
+    texts = row_counts(len(local.text), local.text.device, group)
+    text = gather_rows_with_grad(local.text, texts, group)
+    image = gather_rows_with_grad(local.image, images, group)
+    image_taxa = all_gather_rows(local.image_taxa, images, group)
+    rank, taxon = (all_gather_rows(ids, texts, group) for ids in (local.text_rank, local.text_taxon))
+    bias = None if local.text_bias is None else all_gather_rows(local.text_bias, texts, group)
+    if local.pair is not None:
+        first_text = torch.tensor([sum(texts[:p]) for p in range(len(texts))], device=rank.device)
+        start = first_text.repeat_interleave(torch.tensor(images, device=rank.device))
+        pair = all_gather_rows(local.pair, images, group)
+        return _Batch(image, text, image_taxa, rank, taxon, torch.where(pair >= 0, pair + start, -1), bias)
+    first = _first_holders(rank, taxon)
+    bias = None if bias is None else bias[first]
+    return _Batch(image, text[first], image_taxa, rank[first], taxon[first], None, bias)
+
+
+def _first_holders(rank: Tensor, taxon: Tensor) -> Tensor:
+    """Indices of the first of each distinct (rank, taxon), in order."""
+    _, inverse = _keys(rank, taxon).unique(return_inverse=True)
+    place = torch.arange(len(rank), device=rank.device)
+    first = torch.full_like(place, len(rank)).scatter_reduce_(0, inverse, place, "amin")
+    return first[first < len(rank)].sort().values
+
+
+def _image_text(batch: _Batch) -> Tensor:
+    """(B, R) some text of each image's taxon at each rank, -1 = none in the batch."""
+    R = batch.image_taxa.shape[1]
+    keys, order = _keys(batch.text_rank, batch.text_taxon).sort()
+    ranks = torch.arange(R, device=keys.device).expand_as(batch.image_taxa)
+    wanted = _keys(ranks, batch.image_taxa.clamp_min(0))
+    if not len(keys):
+        return torch.full_like(wanted, -1)
+    place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return torch.where((keys[place] == wanted) & (batch.image_taxa >= 0), order[place], -1)
+
+
+def _images_per_text(batch: _Batch) -> Tensor:
+    """(U,) int64, |P_k|: images whose taxon each text is (or, with pairs, whose own text it is)."""
+    U = len(batch.text_rank)
+    if batch.pair is not None:
+        return torch.bincount(batch.pair[batch.pair >= 0], minlength=U)
+    text = _image_text(batch)
+    return torch.bincount(text[text >= 0], minlength=U)
+
+
+def _text_share_of_images(batch: _Batch, carried: Tensor) -> Tensor:
+    """(B, R) 1 / |P_k| of the text that each image carries at each rank, 0 where it has none."""
+    if batch.pair is None:
+        text = _image_text(batch)
+    else:
+        rank = batch.text_rank[batch.pair.clamp_min(0)]
+        columns = torch.arange(batch.image_taxa.shape[1], device=rank.device)
+        at = (columns == rank[:, None]) & (batch.pair >= 0)[:, None]
+        text = torch.where(at, batch.pair[:, None], -1)
+    return torch.where(text >= 0, 1.0 / carried[text.clamp_min(0)].clamp_min(1), 0.0)
+
+
+class MixedRankClipLoss(LevelContrastiveLoss):
+    """CLIP's loss on one caption per image, the captions' ranks mixed in one pool (how BioCLIP trains).
+
+    Called as LevelContrastiveLoss is, with each distinct caption encoded once: a caption that n images share
+    stands for n columns, which the log of n as its bias and the weight n restore exactly. So another image of the
+    same taxon is a negative, as in CLIP. Every image must be supervised at one rank.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"geometry": "euclidean", "direction_weight": 0.5, "restrict": False, **options})
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_taxa: Tensor,
+        text_rank: Tensor,
+        text_taxon: Tensor,
+        logit_scale: Tensor,
+        curv: Tensor | float | None = None,
+        *,
+        space: str = "tangent",
+        pair: Tensor | None = None,
+        text_bias: Tensor | None = None,
+    ) -> LossOutput:
+        """As LevelContrastiveLoss.forward; per_rank is the mean over the images captioned at the rank."""
+        if pair is not None or text_bias is not None:
+            raise ValueError(
+                "MixedRankClipLoss finds each image's caption by its taxon; leave out pair and text_bias"
+            )
+        _check_unique(text_rank, text_taxon)
+        batch = _Batch(image, text, image_taxa, text_rank, text_taxon, None, None)
+        if world_size(self.process_group) > 1:
+            batch = _gather(batch, self.process_group)
+        captions = (batch.image_taxa >= 0).sum(1)
+        if bool((captions > 1).any()):
+            i = int((captions > 1).nonzero()[0])
+            raise ValueError(
+                f"image {i} is supervised at {int(captions[i])} ranks, and a caption has one; use a sampler that "
+                "draws one rank per image"
+            )
+        carried = _images_per_text(batch)
+        nll_image, nll_text = level_infonce(
+            *batch[:5],
+            logit_scale,
+            1.0 if curv is None else curv,
+            geometry=self.geometry,
+            space=space,
+            text_bias=carried.clamp_min(1).log(),
+            restrict=False,
+            backend=self.backend,
+        )
+        rank = batch.text_rank
+        zeros = nll_text.new_zeros(len(self.ranks))
+        images = zeros.index_add(0, rank, carried.to(zeros.dtype))  # (R,) images captioned at each rank
+        both = nll_image.sum(0) + zeros.index_add(0, rank, nll_text * carried)
+        floor = zeros.index_add(0, rank, carried * carried.clamp_min(1).log())
+        loss = self.direction_weight * both.sum() / images.sum().clamp_min(1)
+        per_rank, floor = (self.direction_weight * (x / images).detach() for x in (both, floor))
+        return LossOutput(loss, per_rank, floor)
+
+
+class ClipLoss(nn.Module):
+    """open_clip's ClipLoss on the fused operation: same constructor, call, value and gradients.
+
+    Features are taken as they are (open_clip normalises them in the model). The (N, N) logits never exist.
+
+    Args:
+        local_loss: each process scores its own rows against all, instead of all against all.
+        gather_with_grad: gradients flow through the gather to the other processes' features.
+        cache_labels: accepted for compatibility; there are no label tensors to cache.
+        rank, world_size: this process' position and the number of processes.
+        use_horovod: not supported.
+
+    Raises:
+        ValueError: use_horovod.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise ValueError("use_horovod=True is not supported; use torch.distributed (DDP or DeepSpeed)")
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Mean of both cross-entropies; image_features and text_features (B, D), logit_scale one element.
+
+        logit_bias is one number for all logits, which no softmax notices; it is accepted and has no effect.
+        """
+        loss = self._loss(image_features, text_features, logit_scale)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _loss(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return _symmetric(image, text, scale)
+        all_image, all_text = (self._gather(x) for x in (image, text))
+        if not self.local_loss:
+            return _symmetric(all_image, all_text, scale)
+        own = torch.arange(len(image), device=image.device) + len(image) * self.rank
+        return (_rows_nll(image, all_text, scale, own) + _rows_nll(text, all_image, scale, own)) / 2
+
+    def _gather(self, x: Tensor) -> Tensor:
+        counts = [len(x)] * self.world_size  # open_clip, too, needs equal local batches
+        if self.gather_with_grad:
+            return gather_rows_with_grad(x, counts)
+        gathered = all_gather_rows(x, counts)
+        if self.local_loss:
+            return gathered
+        before, after = len(x) * self.rank, len(x) * (self.rank + 1)
+        return torch.cat([gathered[:before], x, gathered[after:]])  # the local rows keep their gradient
+
+
+def _symmetric(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    nll_image, nll_text = _one_rank(image, text, scale, torch.arange(len(image), device=image.device))
+    return (nll_image.mean() + nll_text.mean()) / 2
+
+
+def _rows_nll(rows: Tensor, columns: Tensor, scale: Tensor, own: Tensor) -> Tensor:
+    """Mean nll of the rows alone, their positives being columns `own`."""
+    return _one_rank(rows, columns, scale, own)[0].mean()
+
+
+def _one_rank(image: Tensor, text: Tensor, scale: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's classification of pairs as a level of its own: one rank, every text a taxon."""
+    taxon = torch.arange(len(text), device=text.device)
+    return level_infonce(
+        image,
+        text,
+        taxon[own][:, None],
+        torch.zeros_like(taxon),
+        taxon,
+        scale,
+        geometry="euclidean",
+        space="unit",
+        targets="diagonal",
+        pair=own,
+    )

@@ -1,0 +1,393 @@
+"""HierarchicalCLIP: an open_clip model whose features are tangent vectors of a manifold.
+
+# B images, U texts, L tokens, D embed
+
+A saved model is a folder that stock open_clip loads. The feature scales exp(alpha) are folded into the
+projections there, so that stock `encode_image` and `encode_text` return tangent vectors. What open_clip's strict
+loader would refuse lives beside it: `hyperbolic.json` says what the space is, `hyperbolic.safetensors` holds the
+scalars and the projections as they were, so that loading here restores every bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.transformer import text_global_pool
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bioclip_hc.manifolds import MAX_LOGIT_SCALE, BoundedExp, Euclidean, Lorentz, make_manifold
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's names
+SIDECAR, SIDECAR_TENSORS = "hyperbolic.json", "hyperbolic.safetensors"
+FORMAT_VERSION = 1
+INIT_LOGIT_SCALE = 1 / 0.07  # CLIP, section 2.5
+
+
+class ModelOutput(NamedTuple):
+    """image (B, D) and text (U, D) tangent vectors; logit_scale (1,) and curv (1,), fp32."""
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    curv: Tensor
+
+
+class HierarchicalCLIP(nn.Module):
+    """Image and text towers of open_clip, a manifold, feature scales and a logit scale.
+
+    Args:
+        clip: an open_clip CLIP or CustomTextCLIP; its logit_scale is taken over.
+        manifold: Lorentz or Euclidean.
+        model_cfg: open_clip's `model_cfg` of this model, needed to save it.
+        logit_scale: where the logit scale starts; at most 100.
+        metadata: JSON-able facts that travel with the model (text form, ranks, taxonomy, provenance).
+    """
+
+    clip: Any  # open_clip's classes share no base that types their towers
+
+    def __init__(
+        self,
+        clip: Any,
+        manifold: Lorentz | Euclidean,
+        model_cfg: dict[str, Any],
+        logit_scale: float = INIT_LOGIT_SCALE,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.manifold = manifold
+        self.model_cfg = model_cfg
+        self.metadata = dict(metadata or {})
+        self.embed_dim = int(model_cfg["embed_dim"])
+        del clip.logit_scale  # one owner: the bounded scale below
+        self.logit_scale = BoundedExp(logit_scale, high=MAX_LOGIT_SCALE)
+        if self.geometry == "lorentz":  # MERU: exp(alpha) starts at D^-0.5, so that norms start near 1
+            self.image_alpha = BoundedExp(self.embed_dim**-0.5, high=1.0)
+            self.text_alpha = BoundedExp(self.embed_dim**-0.5, high=1.0)
+
+    @property
+    def geometry(self) -> str:
+        """ "lorentz" or "euclidean"."""
+        return self.manifold.geometry
+
+    @property
+    def preprocess_cfg(self) -> dict[str, Any]:
+        """open_clip's preprocessing (size, mean, std, interpolation, ...) of this model."""
+        return open_clip.get_model_preprocess_cfg(self.clip)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Tangent vectors (B, D) of images (B, 3, H, W) preprocessed as `preprocess_cfg` says."""
+        features = self.clip.encode_image(images.to(self.dtype))
+        return features * self.image_alpha().to(features.dtype) if self.geometry == "lorentz" else features
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tangent vectors (U, D) of tokens (U, L); L may be cut to the longest text, with the same result."""
+        features = _encode_text(self.clip, tokens)
+        return features * self.text_alpha().to(features.dtype) if self.geometry == "lorentz" else features
+
+    def forward(self, images: Tensor, tokens: Tensor) -> ModelOutput:
+        """Both sides and the scalars; training calls this alone (ZeRO-3 gathers parameters by module calls)."""
+        return ModelOutput(
+            self.encode_image(images),
+            self.encode_text(tokens),
+            self.logit_scale(),
+            self.manifold.curv.to(tokens.device),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the towers' weights."""
+        return next(self.clip.parameters()).dtype
+
+    def scalars(self) -> dict[str, float]:
+        """Current logit scale, curvature and feature scales, for logs; costs a host sync."""
+        return {name: float(bounded().detach()) for name, bounded in self._bounded()}
+
+    def scalars_at_bounds(self) -> list[str]:
+        """Names of the learnable scalars that sit on a bound."""
+        return [name for name, bounded in self._bounded() if bounded.at_bound()]
+
+    def _bounded(self) -> Iterator[tuple[str, BoundedExp]]:
+        for name, module in self.named_modules():
+            if isinstance(module, BoundedExp):
+                yield name.removeprefix("manifold."), module
+
+    # -- saving and loading -------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write an open_clip folder with its sidecar; the config, which makes it loadable, comes last.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+            raise FileExistsError(f"{folder} holds other files; save the model to a new or empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: t.detach().to("cpu").clone() for name, t in self.clip.state_dict().items()}
+        state["logit_scale"] = self.logit_scale().detach().log().reshape(()).cpu()
+        kept = {n: t.detach().cpu().clone() for n, t in self.state_dict().items() if not n.startswith("clip.")}
+        left = {"image": 1.0, "text": 1.0}  # what a user of stock features still has to multiply with
+        if self.geometry == "lorentz":
+            for side, alpha in (("image", self.image_alpha), ("text", self.text_alpha)):
+                names = _projection_names(self.clip, side)
+                for name in names:
+                    kept[f"clip.{name}"] = state[name].clone()
+                    state[name] *= alpha().detach().cpu()
+                if not names:
+                    left[side] = float(alpha())
+        sidecar = {
+            "format": FORMAT_VERSION,
+            "geometry": self.geometry,
+            "curv": float(self.manifold.curv),
+            "curv_start": self.manifold.start,
+            "learnable_curv": any(p.requires_grad for p in self.manifold.parameters()),
+            "logit_scale": float(self.logit_scale()),
+            "feature_scale": left,
+            "metadata": self.metadata,
+        }
+        config = {"model_cfg": self.model_cfg, "preprocess_cfg": _jsonable(self.preprocess_cfg)}
+        _replace(folder / WEIGHTS, lambda path: save_file(_contiguous(state), path))
+        _replace(folder / SIDECAR_TENSORS, lambda path: save_file(_contiguous(kept), path))
+        _replace(folder / SIDECAR, lambda path: _write_json(path, sidecar))
+        _replace(folder / CONFIG, lambda path: _write_json(path, config))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> HierarchicalCLIP:
+        """Load a folder written by `save_pretrained`, any open_clip folder, or a hub repository of either.
+
+        Args:
+            name: a local folder, or "owner/repo" (with or without "hf-hub:") on the Hugging Face hub.
+            revision: commit or tag of the hub repository; pin it for results that last.
+
+        Raises:
+            FileNotFoundError: no such folder, or no open_clip_config.json in it.
+            ValueError: weights that do not fit the architecture, or an unreadable sidecar.
+        """
+        folder = resolve_folder(name, revision)
+        clip, model_cfg = _load_clip(folder)
+        pretrained_scale = float(clip.logit_scale.exp())
+        if not (folder / SIDECAR).is_file():
+            return cls(clip, Euclidean(), model_cfg, pretrained_scale)
+        sidecar = read_sidecar(folder)
+        manifold = make_manifold(sidecar["geometry"], sidecar["curv_start"], sidecar["learnable_curv"])
+        model = cls(clip, manifold, model_cfg, sidecar["logit_scale"], sidecar["metadata"])
+        if (folder / SIDECAR_TENSORS).is_file():
+            _overlay(model, folder)
+        elif isinstance(manifold, Lorentz):  # the folded weights alone: the same features, up to rounding
+            nn.init.constant_(manifold.curvature.log, math.log(sidecar["curv"]))
+            for side, alpha in (("image", model.image_alpha), ("text", model.text_alpha)):
+                nn.init.constant_(alpha.log, math.log(sidecar["feature_scale"][side]))
+        return model
+
+
+def create_model(
+    architecture: str | Path,
+    pretrained: str | None = None,
+    *,
+    geometry: str = "lorentz",
+    curv: float = 1.0,
+    learnable_curv: bool = False,
+    logit_scale: float | None = None,
+    image_size: int | None = None,
+) -> HierarchicalCLIP:
+    """A model to train.
+
+    Args:
+        architecture: a name that open_clip knows, an open_clip model configuration (.json), or a folder with
+            open_clip_config.json (its weights are loaded, and its sidecar left aside).
+        pretrained: open_clip's tag or a weights file, for a named architecture.
+        geometry, curv, learnable_curv: the manifold.
+        logit_scale: where it starts; by default CLIP's 1/0.07, or for Euclidean space the loaded weights' own.
+        image_size: overrides the architecture's.
+
+    Raises:
+        FileNotFoundError, ValueError: an architecture that does not exist, or weights that do not fit it.
+    """
+    clip, model_cfg = _load_clip(architecture, pretrained, image_size)
+    if logit_scale is None:
+        logit_scale = float(clip.logit_scale.exp()) if geometry == "euclidean" else INIT_LOGIT_SCALE
+    return HierarchicalCLIP(clip, make_manifold(geometry, curv, learnable_curv), model_cfg, logit_scale)
+
+
+def load(
+    name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[HierarchicalCLIP, Any, Any]:
+    """A model ready to predict: (model in eval mode, preprocess for PIL images, tokenizer).
+
+    Raises:
+        As `HierarchicalCLIP.from_pretrained`.
+    """
+    folder = resolve_folder(name, revision)
+    model = HierarchicalCLIP.from_pretrained(folder).to(device).eval()
+    preprocess = open_clip.image_transform_v2(open_clip.PreprocessCfg(**model.preprocess_cfg), is_train=False)
+    return model, preprocess, get_tokenizer(folder)
+
+
+def get_tokenizer(architecture: str | Path) -> Any:
+    """open_clip's tokenizer for an architecture as `create_model` takes it."""
+    if Path(architecture).is_dir():
+        return open_clip.get_tokenizer(f"local-dir:{architecture}")
+    return open_clip.get_tokenizer(_registered_name(architecture))
+
+
+def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model, fetched from the hub when the name is no folder."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    repo = str(name).removeprefix("hf-hub:")
+    if repo.count("/") != 1 or repo.startswith((".", "/")):
+        raise FileNotFoundError(f"{name} is neither a folder nor a hub repository (owner/repo)")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["open_clip*", "hyperbolic*", "tokenizer*", "vocab*", "merges*", "special_tokens*"]
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """The content of hyperbolic.json.
+
+    Raises:
+        ValueError: unreadable, of another format version, or with a key missing.
+    """
+    path = folder / SIDECAR
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        needed = ("geometry", "curv", "curv_start", "learnable_curv", "logit_scale", "feature_scale", "metadata")
+        missing = [key for key in needed if key not in content]
+        if content.get("format") != FORMAT_VERSION or missing:
+            raise ValueError(f"format {content.get('format')!r}, missing keys {missing}")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a model description of format {FORMAT_VERSION} ({error})") from None
+    return content
+
+
+def _load_clip(
+    architecture: str | Path, pretrained: str | None = None, image_size: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """An open_clip model and its model_cfg."""
+    if Path(architecture).is_dir():
+        path = Path(architecture) / CONFIG
+        if not path.is_file():
+            raise FileNotFoundError(f"{architecture} has no {CONFIG}; it is not an open_clip model folder")
+        name = f"local-dir:{architecture}"
+        model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        name = _registered_name(architecture)
+        model_cfg = copy.deepcopy(open_clip.get_model_config(name))
+    if image_size is not None:
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    try:
+        with _quiet_open_clip():
+            clip = open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size)
+    except RuntimeError as error:
+        first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error)).strip()
+        source = pretrained or architecture
+        raise ValueError(f"the weights of {source} do not fit architecture {architecture}: {first[:300]}") from None
+    return clip, model_cfg
+
+
+def _registered_name(architecture: str | Path) -> str:
+    """The name under which open_clip knows an architecture; a .json file is registered first."""
+    path = Path(architecture)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise FileNotFoundError(f"model configuration {path} does not exist")
+        open_clip.add_model_config(path)
+        return path.stem
+    if open_clip.get_model_config(str(architecture)) is None:
+        raise ValueError(
+            f"open_clip knows no architecture {str(architecture)!r}; give one of open_clip.list_models(), "
+            "a model configuration (.json) or a model folder"
+        )
+    return str(architecture)
+
+
+@contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """open_clip warns of random initialisation through the root logger; here that is asked for."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def _overlay(model: HierarchicalCLIP, folder: Path) -> None:
+    """Put the unfolded projections and the scalars in place."""
+    tensors = load_file(folder / SIDECAR_TENSORS)
+    unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{folder / SIDECAR_TENSORS} holds tensors that the model lacks: {unknown[:5]}")
+
+
+def _encode_text(clip: Any, tokens: Tensor) -> Tensor:
+    """open_clip's encode_text for tokens cut to any length; equal to the padded call."""
+    tower = getattr(clip, "text", clip)
+    if not _is_causal(tower):
+        return clip.encode_text(nn.functional.pad(tokens, (0, clip.context_length - tokens.shape[1])))
+    dtype = tower.transformer.get_cast_dtype()
+    L = tokens.shape[1]
+    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:L].to(dtype)
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:L, :L]))
+    pool, eos = ("text_pool_type", "text_eos_id") if tower is clip else ("pool_type", "eos_id")
+    x = text_global_pool(x, tokens, getattr(tower, pool), eos_token_id=getattr(tower, eos, None))
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _is_causal(tower: Any) -> bool:
+    """Whether a text's feature depends on nothing after its end token, so that padding can be cut."""
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    causal = getattr(tower, "attn_mask", None) is not None and pool in ("argmax", "eos", "first")
+    return causal and getattr(tower, "cls_emb", None) is None and hasattr(tower, "transformer")
+
+
+def _projection_names(clip: Any, side: str) -> list[str]:
+    """State-dict names of the last linear map of a tower, its bias included; empty if it does not end in one."""
+    if side == "text":
+        candidates = ["text_projection", "text.text_projection"]
+    else:
+        candidates = ["visual.proj", "visual.attnpool.c_proj", "visual.head.proj"]
+    state = clip.state_dict()
+    for name in candidates:
+        names = [n for n in (name, f"{name}.weight", f"{name}.bias") if n in state]
+        if names:
+            return names
+    return []
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.contiguous() for name, t in tensors.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside the path, then rename: a reader never meets half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    os.replace(temporary, path)

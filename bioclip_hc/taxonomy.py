@@ -1,0 +1,436 @@
+"""The tree of life as integer arrays.
+
+# T taxa, R ranks (seven), N lineages or pairs
+
+A taxon is identified by its full path (the named ranks from the root down to it), never by its name alone:
+*Oenanthe* is a bird and a plant. A rank that a lineage does not name is skipped, so a taxon's parent is its
+nearest known ancestor, and an order may sit directly under a phylum.
+
+Ids are rank-major and sorted by path inside a rank: the ids of one rank are contiguous, a parent's id is
+smaller than its children's, and two tables with the same taxa give the same ids whatever the order of rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+ALIASES = {"cls": "class"}  # BioCLIP's CSVs and older Rare Species files cannot name a column `class`
+
+Lineage = tuple[str, ...]
+"""Seven names, kingdom to species; "" where the rank is unknown."""
+
+FORMAT_VERSION = 1
+
+
+def as_lineage(value: Mapping[str, str | None] | Sequence[str | None]) -> Lineage:
+    """A lineage from a mapping of rank names or a sequence of seven names.
+
+    None, NaN and blanks mean unknown. Names keep their letters; only surrounding and repeated white space goes.
+
+    Raises:
+        ValueError: a key that is no rank (the nearest rank is suggested), or not seven names.
+        TypeError: a name that is not a string.
+    """
+    if isinstance(value, Mapping):
+        unknown = [key for key in value if ALIASES.get(key, key) not in RANKS]
+        if unknown:
+            raise ValueError(unknown_rank_message(unknown[0]))
+        named = {ALIASES.get(key, key): name for key, name in value.items()}
+        value = [named.get(rank) for rank in RANKS]
+    elif isinstance(value, str):
+        raise TypeError(f"a lineage is seven names, got the string {value!r}; split it into ranks first")
+    if len(value) != len(RANKS):
+        raise ValueError(f"a lineage has {len(RANKS)} names ({', '.join(RANKS)}), got {len(value)}: {value!r}")
+    return tuple(_clean(name) for name in value)
+
+
+def unknown_rank_message(name: str) -> str:
+    """An error text for a rank that does not exist, with the nearest one that does."""
+    close = difflib.get_close_matches(str(name).lower(), RANKS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown rank {name!r}{hint} (ranks: {', '.join(RANKS)})"
+
+
+def rank_index(name: str) -> int:
+    """Position of a rank name in RANKS.
+
+    Raises:
+        ValueError: no such rank; the message suggests the nearest.
+    """
+    if name not in RANKS:
+        raise ValueError(unknown_rank_message(name))
+    return RANKS.index(name)
+
+
+def _clean(name: str | None) -> str:
+    if name is None or (isinstance(name, float) and math.isnan(name)):
+        return ""
+    if not isinstance(name, str):
+        raise TypeError(f"a taxon name is a string, got {type(name).__name__}: {name!r}")
+    return " ".join(name.split())
+
+
+def _key(name: str) -> str:
+    """What identity is decided on: the NFC form. The original letters stay for display."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+@dataclass(frozen=True)
+class TaxonomyReport:
+    """What was met while a table was read; nothing here is an error."""
+
+    rows: int = 0
+    duplicate_rows: int = 0
+    """Rows that name a path already seen."""
+    empty_rows: int = 0
+    """Rows without a single name; they make no taxon."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Rows per rank that leave the rank empty although they name one below it."""
+    conflicts: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    """"rank name" -> the paths that carry it: homonyms, or one taxon filed under two parents. Each is a taxon
+    of its own. Species are compared with their genus, for epithets repeat freely."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows} rows, {self.duplicate_rows} duplicates, {self.empty_rows} empty"]
+        lines += [f"  {count} rows without {rank}" for rank, count in self.missing.items() if count]
+        lines.append(f"  {len(self.conflicts)} names stand under more than one parent and are kept apart")
+        for name, paths in list(self.conflicts.items())[:5]:
+            lines.append(f"    {name}: " + " | ".join(" > ".join(path) for path in paths))
+        return "\n".join(lines)
+
+
+class Taxonomy:
+    """A rooted forest of taxa.
+
+    Attributes:
+        size: number of taxa T.
+        rank: (T,) int64, the rank of each taxon, 0 (kingdom) to 6 (species).
+        parent: (T,) int64, the nearest known ancestor, -1 at a root.
+        lineages: (T, R) int64, row t = the ids of t and its ancestors at their ranks, -1 elsewhere.
+        extra: column name -> (T,) list of str, what else the table said of a taxon ("" = nothing).
+        report: what was met while reading.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        rank: np.ndarray,
+        parent: np.ndarray,
+        extra: dict[str, list[str]] | None = None,
+        report: TaxonomyReport | None = None,
+    ) -> None:
+        self._names = names
+        self.rank = rank
+        self.parent = parent
+        self.extra = extra or {}
+        self.report = report or TaxonomyReport()
+        self.size = len(names)
+        self.lineages = _lineage_table(rank, parent)
+        self._first = np.searchsorted(rank, np.arange(len(RANKS) + 1))
+        self._children_order = np.argsort(parent, kind="stable")
+        self._children_start = np.searchsorted(parent, np.arange(-1, self.size + 1), sorter=self._children_order)
+        self._id: dict[tuple[int, int, str], int] = {
+            (p, r, _key(name)): t
+            for t, (p, r, name) in enumerate(zip(parent.tolist(), rank.tolist(), names, strict=True))
+        }
+
+    # -- reading and writing ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_lineages(cls, lineages: Iterable[Mapping[str, str | None] | Sequence[str | None]]) -> Taxonomy:
+        """A taxonomy of every taxon named in any of the lineages (mappings by rank, or seven names).
+
+        Raises:
+            ValueError: a lineage with an unknown key or not seven names; the message gives its position.
+        """
+        return cls._build((lineage, {}) for lineage in lineages)
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> Taxonomy:
+        """Read a table (.csv or .csv.gz, UTF-8) with the columns kingdom ... species.
+
+        Further columns are kept in `extra` for the taxon that the row names; where several rows name it, the
+        first that says something wins.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not UTF-8, not one rank column, or a malformed row (named by its number).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"taxonomy table {path} does not exist")
+        with _open_text(path) as file:
+            try:
+                return cls._build(_csv_rows(csv.DictReader(file, strict=True), path))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
+            except csv.Error as error:
+                raise ValueError(f"{path} is not a well-formed CSV: {error}") from None
+
+    @classmethod
+    def _build(cls, rows: Iterable[tuple[Mapping | Sequence, Mapping[str, str]]]) -> Taxonomy:
+        nodes: dict[tuple[int, int, str], int] = {}  # (provisional parent, rank, key) -> provisional id
+        names: list[str] = []
+        extras: dict[str, dict[int, str]] = {}
+        leaves: set[int] = set()
+        count = duplicates = empty = 0
+        missing = dict.fromkeys(RANKS, 0)
+        for number, (value, extra) in enumerate(rows):
+            try:
+                lineage = as_lineage(value)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"lineage {number}: {error}") from None
+            count += 1
+            node, gaps = -1, []
+            for r, name in enumerate(lineage):
+                if not name:
+                    gaps.append(RANKS[r])
+                    continue
+                for gap in gaps:
+                    missing[gap] += 1
+                gaps = []
+                key = (node, r, _key(name))
+                node = nodes.setdefault(key, len(names))
+                if node == len(names):
+                    names.append(name)
+            if node < 0:
+                empty += 1
+                continue
+            duplicates += node in leaves
+            leaves.add(node)
+            for column, text in extra.items():
+                if text:
+                    extras.setdefault(column, {}).setdefault(node, text)
+        old_parent = [parent for parent, _, _ in nodes]
+        old_rank = [rank for _, rank, _ in nodes]
+        order = _canonical_order(old_parent, old_rank, [key for _, _, key in nodes])
+        new = np.empty(len(order) + 1, np.int64)
+        new[order] = np.arange(len(order))
+        new[-1] = -1  # so that the parent of a root, -1, stays -1
+        taxonomy = cls(
+            [names[i] for i in order],
+            np.array(old_rank, np.int64)[order],
+            new[np.array(old_parent, np.int64)[order]],
+        )
+        taxonomy.extra = {column: [said.get(int(i), "") for i in order] for column, said in sorted(extras.items())}
+        taxonomy.report = TaxonomyReport(count, duplicates, empty, missing, taxonomy._conflicts())
+        return taxonomy
+
+    def save(self, path: str | Path) -> None:
+        """Write the taxonomy as JSON (UTF-8)."""
+        content = {
+            "format": FORMAT_VERSION,
+            "ranks": RANKS,
+            "name": self._names,
+            "rank": self.rank.tolist(),
+            "parent": self.parent.tolist(),
+            "extra": self.extra,
+        }
+        Path(path).write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Taxonomy:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file, another format version, or arrays that are no taxonomy.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT_VERSION or tuple(content["ranks"]) != RANKS:
+                raise ValueError(f"format {content['format']} with ranks {content['ranks']}")
+            names, extra = list(content["name"]), dict(content["extra"])
+            rank = np.array(content["rank"], np.int64)
+            parent = np.array(content["parent"], np.int64)
+            _check_forest(names, rank, parent, extra)
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved taxonomy ({error}); make one with Taxonomy.save") from None
+        return cls(names, rank, parent, extra)
+
+    # -- looking at one taxon -----------------------------------------------------------------------------
+
+    def name(self, t: int) -> str:
+        """The name of a taxon as its table wrote it."""
+        return self._names[self._checked(t)]
+
+    def path(self, t: int) -> tuple[str, ...]:
+        """The known names from the root down to the taxon."""
+        return tuple(self._names[a] for a in self.lineage(t) if a >= 0)
+
+    def lineage(self, t: int) -> np.ndarray:
+        """(R,) int64: the taxon and its ancestors at their ranks, -1 at ranks unknown or below it."""
+        return self.lineages[self._checked(t)]
+
+    def lineage_names(self, t: int) -> Lineage:
+        """Seven names, "" where the rank is unknown or below the taxon."""
+        return tuple(self._names[a] if a >= 0 else "" for a in self.lineage(t))
+
+    def children(self, t: int) -> np.ndarray:
+        """Ids of the taxa whose nearest known ancestor is t, ascending; t = -1 gives the roots."""
+        if t != -1:
+            self._checked(t)
+        start, stop = self._children_start[t + 1 : t + 3]
+        return self._children_order[start:stop]
+
+    def at_rank(self, r: int) -> np.ndarray:
+        """Ids of all taxa of rank r, ascending and contiguous."""
+        if not 0 <= r < len(RANKS):
+            raise ValueError(f"rank must be in [0, {len(RANKS)}), got {r}")
+        return np.arange(self._first[r], self._first[r + 1])
+
+    def _checked(self, t: int) -> int:
+        if not 0 <= t < self.size:
+            raise IndexError(f"taxon id must be in [0, {self.size}), got {t}")
+        return int(t)
+
+    # -- from names to ids and relations ------------------------------------------------------------------
+
+    def encode(self, lineage: Mapping[str, str | None] | Sequence[str | None]) -> np.ndarray:
+        """(R,) int64: the ids of a lineage's taxa, -1 where the rank is unnamed or its path is not in the tree.
+
+        Known ranks are kept as they are; a rank that the lineage leaves out is never filled in.
+        """
+        ids = np.full(len(RANKS), -1, np.int64)
+        node = -1
+        for r, name in enumerate(as_lineage(lineage)):
+            if not name:
+                continue
+            found = self._id.get((node, r, _key(name)))
+            if found is None:
+                break
+            ids[r] = node = found
+        return ids
+
+    def encode_many(self, lineages: Sequence[Mapping[str, str | None] | Sequence[str | None]]) -> np.ndarray:
+        """(N, R) int64: `encode` of each lineage."""
+        out = np.full((len(lineages), len(RANKS)), -1, np.int64)
+        for i, lineage in enumerate(lineages):
+            out[i] = self.encode(lineage)
+        return out
+
+    def lca(self, a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
+        """Lowest common ancestor of each pair, element by element.
+
+        Args:
+            a, b: taxon ids, broadcast against each other.
+
+        Returns:
+            int64 ids, -1 where the two have no common ancestor; lca(a, a) = a.
+
+        Raises:
+            IndexError: an id outside [0, T), -1 included.
+        """
+        a, b = np.broadcast_arrays(np.asarray(a, np.int64), np.asarray(b, np.int64))
+        for ids in (a, b):
+            wrong = (ids < 0) | (ids >= self.size)
+            if wrong.any():
+                where = int(np.flatnonzero(wrong)[0])
+                raise IndexError(f"taxon id must be in [0, {self.size}), got {ids.flat[where]} at index {where}")
+        common = np.full(a.shape, -1, np.int64)
+        for r in range(len(RANKS)):  # ids are by full path: equal at a rank means equal above it
+            x = self.lineages[a, r]
+            np.copyto(common, x, where=(x >= 0) & (x == self.lineages[b, r]))
+        return common
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the set of taxa (their full paths), independent of rows' order and of extra columns."""
+        digest = hashlib.sha256()
+        for parent, rank, name in zip(self.parent.tolist(), self.rank.tolist(), self._names, strict=True):
+            digest.update(f"{parent}\t{rank}\t{_key(name)}\n".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.at_rank(r))} {name}" for r, name in enumerate(RANKS))
+        return f"Taxonomy({self.size} taxa: {counts})"
+
+    def _conflicts(self) -> dict[str, list[tuple[str, ...]]]:
+        seen: dict[tuple[int, str, str], list[int]] = {}
+        species = rank_index("species")
+        for t, (r, name) in enumerate(zip(self.rank.tolist(), self._names, strict=True)):
+            parent = int(self.parent[t])
+            genus = self._names[parent] if r == species and parent >= 0 else ""
+            seen.setdefault((r, genus, _key(name)), []).append(t)
+        return {
+            " ".join(filter(None, (RANKS[r], genus, name))): [self.path(t) for t in taxa]
+            for (r, genus, name), taxa in seen.items()
+            if len(taxa) > 1
+        }
+
+
+def _lineage_table(rank: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """(T, R): each taxon's row is its parent's with itself added; rank by rank, parents come first."""
+    table = np.full((len(rank), len(RANKS)), -1, np.int64)
+    for r in range(len(RANKS)):
+        taxa = np.flatnonzero(rank == r)
+        below = taxa[parent[taxa] >= 0]
+        table[below] = table[parent[below]]
+        table[taxa, r] = taxa
+    return table
+
+
+def _canonical_order(parent: list[int], rank: list[int], key: list[str]) -> np.ndarray:
+    """Old ids sorted by rank, then by path (a parent's place decides before the own name)."""
+    order = np.empty(len(key), np.int64)
+    place = {-1: -1}
+    done = 0
+    by_rank: list[list[int]] = [[] for _ in RANKS]
+    for i, r in enumerate(rank):
+        by_rank[r].append(i)
+    for taxa in by_rank:
+        for i in sorted(taxa, key=lambda i: (place[parent[i]], key[i])):
+            place[i] = done
+            order[done] = i
+            done += 1
+    return order
+
+
+def _check_forest(names: list, rank: np.ndarray, parent: np.ndarray, extra: dict[str, list]) -> None:
+    size = len(names)
+    if rank.shape != (size,) or parent.shape != (size,) or any(len(col) != size for col in extra.values()):
+        raise ValueError("arrays of different lengths")
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError("a name that is empty or not a string")
+    if size and (rank.min() < 0 or rank.max() >= len(RANKS) or np.any(np.diff(rank) < 0)):
+        raise ValueError("ranks out of range or not sorted")
+    has_parent = parent >= 0
+    if np.any(parent < -1) or np.any(parent >= size) or np.any(rank[parent[has_parent]] >= rank[has_parent]):
+        raise ValueError("a parent that is not of a higher rank")
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[list[str | None], dict[str, str]]]:
+    columns = list(reader.fieldnames or [])
+    at_rank = {ALIASES.get(column, column): column for column in columns}
+    present = [rank for rank in RANKS if rank in at_rank]
+    if not present:
+        raise ValueError(f"{path} has no rank column; columns found: {columns}; expected {', '.join(RANKS)}")
+    if at_rank.get("class") == "cls" and "class" in columns:
+        at_rank["class"] = "class"
+    sources = [at_rank.get(rank) for rank in RANKS]
+    others = [column for column in columns if column not in sources]
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, line {reader.line_num}: {len(columns)} columns expected, got another number")
+        yield [row[s] if s else None for s in sources], {c: row[c] for c in others}

@@ -1,0 +1,149 @@
+"""What a run says while it runs: log.jsonl always, a progress line, and trackers on request."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Log of one run; only the first process should own one.
+
+    Args:
+        folder: where log.jsonl is appended to.
+        config: written to the trackers.
+        trackers: any of "tensorboard", "wandb", "trackio".
+        total_steps: for the progress line.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], trackers: Sequence[str], total_steps: int) -> None:
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._trackers = [_TRACKERS[name](folder, config) for name in trackers]
+        self._total = total_steps
+        self._warned: set[str] = set()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Log one record; `progress_line` names the keys it needs."""
+        self._write(record)
+        for tracker in self._trackers:
+            tracker(record["step"], _numbers(record))
+        line = progress_line(record, self._total)
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Log something that is not a step: start, resume, checkpoint, end."""
+        self._write({"event": kind, "time": round(time.time(), 3), **facts})
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Say a thing the first time it happens."""
+        if key not in self._warned:
+            self._warned.add(key)
+            print(f"{_newline()}warning: {message}", file=sys.stderr, flush=True)
+            self.event("warning", message=message)
+
+    def close(self) -> None:
+        """End the progress line and close the file."""
+        print(_newline(), end="", file=sys.stderr, flush=True)
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def progress_line(record: dict[str, Any], total: int) -> str:
+    """One line for people: where the run is, the loss per rank, the speed, and what is on a bound."""
+    ranks = " ".join(f"{name[:1]} {value:.2f}" for name, value in record["per_rank"].items() if value is not None)
+    scalars = " ".join(f"{name} {value:.3g}" for name, value in record["scalars"].items())
+    left = f"  eta {_duration(record['eta'])}" if record.get("eta") is not None else ""
+    return (
+        f"step {record['step']}/{total}  loss {record['loss']:.3f} [{ranks}]  lr {record['lr']:.2e}  "
+        f"{record['samples_per_second']:.0f} img/s  wait {record['waiting']:.0%}  {scalars}{left}"
+    )
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN: a rank absent from the batch is null."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Step records of a log, each step once (a resumed run repeats those after its checkpoint; the last counts)."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the line at which a killed run was writing
+            continue
+        if "step" in record and "event" not in record:
+            steps[record["step"]] = record
+    return [steps[step] for step in sorted(steps)]
+
+
+def _newline() -> str:
+    return "\n" if sys.stderr.isatty() else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record under flat names such as per_rank/genus."""
+    flat = {}
+    for key, value in record.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        for name, number in items:
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                flat[f"{key}/{name}" if name else key] = float(number)
+    return flat
+
+
+def _tensorboard(folder: Path, config: dict[str, Any]) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    return write
+
+
+def _wandb(folder: Path, config: dict[str, Any]) -> Any:
+    return _hosted("wandb", folder, config)
+
+
+def _trackio(folder: Path, config: dict[str, Any]) -> Any:
+    return _hosted("trackio", folder, config)
+
+
+def _hosted(name: str, folder: Path, config: dict[str, Any]) -> Any:
+    """wandb, or trackio, which copies its interface."""
+    import importlib
+
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"run.trackers names {name!r}, which is not installed: pip install {name}") from None
+    options = {"dir": str(folder)} if name == "wandb" else {}
+    module.init(project="bioclip_hc", name=folder.name, config=config, **options)
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        module.log(numbers, step=step)
+
+    return write
+
+
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

@@ -1,0 +1,480 @@
+"""Train a hierarchical CLIP model with DeepSpeed.
+
+    python train/train.py CONFIG.toml [--resume] [--optim.lr 1e-3 ...]        one process
+    torchrun --nproc-per-node 8 train/train.py CONFIG.toml ...                one machine
+    deepspeed --hostfile hosts train/train.py CONFIG.toml ...                 several machines
+
+A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
+SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import bioclip_hc
+from bioclip_hc.data.decode import build_transform
+from bioclip_hc.data.loader import Batch, TrainingBatches
+from bioclip_hc.data.samplers import BatchPlan, local_slice
+from bioclip_hc.data.shards import Quarantine, ShardSet
+from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.losses import LevelContrastiveLoss, LossOutput, MixedRankClipLoss
+from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+import checkpoint
+from config import Config, changed_keys, read_config
+from journal import Journal, finite_or_none
+
+EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
+
+
+def main(arguments: list[str]) -> int:
+    """Run from the command line; returns the exit code. Errors of the user's end in one line."""
+    words = [word for word in arguments if not word.startswith("--local_rank")]  # deepspeed's launcher adds it
+    resume = "--resume" in words
+    words = [word for word in words if word != "--resume"]
+    if not words or words[0].startswith("-"):
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(words) else 2
+    try:
+        config = read_config(words[0], words[1:])
+        return train(config, resume)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def train(config: Config, resume: bool) -> int:
+    """Train to the end, to run.stop_after or to a signal."""
+    with world(config):
+        run = Training(config, resume)
+        try:
+            return run.go()
+        finally:
+            run.close()
+
+
+@contextmanager
+def world(config: Config) -> Iterator[None]:
+    """torch.distributed as the launcher set it up, or a world of one."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        os.environ.update(alone)
+    gpu = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Training:
+    """Everything one process holds during a run."""
+
+    def __init__(self, config: Config, resume: bool) -> None:
+        self.config = config
+        self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self.output = Path(config.run.output)
+        self.stop_signal = 0
+        local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
+        saved, skipped = claim_output(self.output, config, resume)
+        seed_everything(config.run.seed)
+        self.model = build_model(config)
+        self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
+        self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
+        self.loss = build_loss(config)
+        self.engine, self.schedule = start_engine(self.model, config, self.steps)
+        self.step = 0
+        quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
+        self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
+        self.journal = None
+        if self.world_rank == 0:
+            (self.output / "config.json").write_text(
+                json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8"
+            )
+            self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
+            self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
+            for problem in skipped:
+                self.journal.warn_once(problem, f"damaged checkpoint left aside: {problem}")
+        if saved is not None:
+            facts = checkpoint.load(self.engine, saved)
+            self.step = facts["step"]
+            self.quarantine.used, self.quarantine.quarantined = facts["samples"][self.world_rank]
+            keep_lines(quarantine, self.quarantine.quarantined)  # the steps since the checkpoint come again
+            if self.journal:
+                self.journal.event("resume", step=self.step, checkpoint=saved.name)
+        else:
+            keep_lines(quarantine, 0)
+            for sample in self.batches.shards.bad if self.world_rank == 0 else ():
+                self.quarantine.record(*sample)  # what the indexes found is on record before the first step
+
+    def describe(self) -> dict[str, Any]:
+        """What is about to be trained on, for the log."""
+        plan = self.batches.plan
+        return {
+            "steps": self.steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "samples": plan.n,
+            "taxa": self.batches.taxonomy.size,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "versions": versions(),
+        }
+
+    def go(self) -> int:
+        """The loop."""
+        stop = min(self.steps, self.config.run.stop_after or self.steps)
+        for kind in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(kind, self.heed)
+        clock = Clock(self.config.optim.global_batch)
+        saved = self.step
+        batches = self.batches.load(self.step, stop, self.config.data.workers)
+        while self.step < stop:
+            with clock.waiting():
+                batch = next(batches)
+            output = self.train_step(batch)
+            self.step += 1
+            clock.steps += 1
+            if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
+                self.log(output, clock)
+            if self.stopped():
+                self.save()
+                return EXIT_PREEMPTED
+            if self.config.run.save_every and self.step % self.config.run.save_every == 0:
+                self.save()
+                saved = self.step
+        if saved != self.step:
+            self.save()
+        if self.step == self.steps:
+            self.export()
+        return 0
+
+    def train_step(self, batch: Batch) -> LossOutput:
+        """Forward, backward, step. No host sync on the way."""
+        self.quarantine.use(len(batch.indices) - len(batch.bad))
+        for sample in batch.bad:
+            self.quarantine.record(*sample)
+        images, taxa, tokens, rank, taxon = (x.to(self.device, non_blocking=True) for x in batch[:5])
+        out = self.engine(images, tokens)
+        with torch.autocast(self.device.type, enabled=False):
+            output = self.loss(out.image, out.text, taxa, rank, taxon, out.logit_scale, out.curv)
+        self.engine.backward(output.loss)
+        self.engine.step()
+        return output
+
+    def log(self, output: LossOutput, clock: Clock) -> None:
+        """One record; the loss is checked here, where it is read anyway."""
+        loss = float(output.loss)
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss is {loss} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or use "
+                f"precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
+            )
+        if self.journal is None:
+            return
+        speed, waiting = clock.lap()
+        left = (self.steps - self.step) * self.config.optim.global_batch / speed
+        record = {
+            "step": self.step,
+            "epoch": round(self.step / self.batches.plan.steps_per_epoch, 4),
+            "loss": round(loss, 6),
+            "per_rank": dict(zip(RANKS, map(finite_or_none, output.per_rank.tolist()), strict=True)),
+            "floor": dict(zip(RANKS, map(finite_or_none, output.floor.tolist()), strict=True)),
+            "lr": self.schedule.get_last_lr()[0],
+            "samples_per_second": round(speed, 2),
+            "waiting": round(waiting, 4),
+            "eta": round(left),
+            "scalars": {name: round(value, 6) for name, value in self.model.scalars().items()},
+            "used": self.quarantine.used,
+            "quarantined": self.quarantine.quarantined,
+        }
+        self.journal.step(record)
+        for name in self.model.scalars_at_bounds():
+            self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
+
+    def save(self) -> None:
+        """A sealed checkpoint of the state after `self.step` steps."""
+        counts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(counts, (self.quarantine.used, self.quarantine.quarantined))
+        facts = {"samples": counts}
+        path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
+        if self.journal:
+            self.journal.event("checkpoint", step=self.step, path=path.name)
+
+    def export(self) -> None:
+        """The trained model as an open_clip folder, with its taxonomy beside it."""
+        with gathered_parameters(self.model, self.config.run.zero_stage):
+            if self.world_rank == 0:
+                self.model.metadata.update(provenance(self.config, self.batches, self.quarantine, self.step))
+                folder = self.model.float().save_pretrained(self.output / "model")
+                self.batches.taxonomy.save(folder / "taxonomy.json")
+        dist.barrier()
+        if self.journal:
+            self.journal.event("end", step=self.step, model="model")
+
+    def heed(self, number: int, frame: Any) -> None:
+        """Remember the signal; the loop acts on it after the step."""
+        self.stop_signal = number
+
+    def stopped(self) -> bool:
+        """Whether any process was told to stop, agreed by all."""
+        if self.world_size == 1:
+            return bool(self.stop_signal)
+        flag = torch.tensor([self.stop_signal])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def close(self) -> None:
+        """Release files; the process may end."""
+        self.batches.shards.close()
+        if self.journal:
+            self.journal.close()
+
+
+class Clock:
+    """Samples per second, and the share of time spent waiting for data, since the last lap."""
+
+    def __init__(self, global_batch: int) -> None:
+        self.batch = global_batch
+        self.restart()
+
+    def restart(self) -> None:
+        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def lap(self) -> tuple[float, float]:
+        elapsed = time.perf_counter() - self.start
+        speed, waiting = self.steps * self.batch / elapsed, self.waited / elapsed
+        self.restart()
+        return speed, waiting
+
+
+# -- the parts of a run -----------------------------------------------------------------------------------
+
+
+def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, if any, and the damaged ones passed over.
+
+    Raises:
+        FileExistsError: the folder holds a run and --resume was not given, or holds other files.
+        ValueError: --resume with a configuration that makes it another run, or nothing whole to resume from.
+    """
+    stored = output / "config.json"
+    if not stored.is_file():
+        if output.is_dir() and any(output.iterdir()):
+            raise FileExistsError(f"{output} holds other files; give run.output a new or empty folder")
+        dist.barrier()  # every process has looked before the first one writes
+        output.mkdir(parents=True, exist_ok=True)
+        return None, []
+    if not resume:
+        raise FileExistsError(
+            f"{output} holds a run; add --resume to continue it, or give run.output another folder"
+        )
+    changes = changed_keys(json.loads(stored.read_text(encoding="utf-8")), config)
+    if changes:
+        raise ValueError(
+            f"{output} holds a run of another configuration ({'; '.join(changes)}); restore these keys, or give "
+            "run.output another folder"
+        )
+    saved, problems = checkpoint.newest(output / "checkpoints")
+    if saved is None and problems:
+        raise ValueError(f"no whole checkpoint in {output}: {'; '.join(problems)}; start anew in another folder")
+    dist.barrier()
+    return saved, problems
+
+
+def build_model(config: Config) -> HierarchicalCLIP:
+    """The model, with what evaluation must know of its training in its metadata."""
+    m = config.model
+    model = create_model(
+        m.architecture,
+        m.pretrained or None,
+        geometry=m.geometry,
+        curv=m.curv,
+        learnable_curv=m.learnable_curv,
+        logit_scale=m.logit_scale or None,
+    )
+    model.clip.set_grad_checkpointing(m.grad_checkpointing)
+    model.metadata["text"] = TextForm(config.data.template, config.data.form).to_dict()
+    return model
+
+
+def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, world_size: int) -> TrainingBatches:
+    """Shards, taxonomy, texts and the plan of the run's batches."""
+    d = config.data
+    shards = ShardSet([spec.strip() for spec in d.train.split(",")])
+    taxonomy = read_taxonomy(d.taxonomy) if d.taxonomy else Taxonomy.from_lineages(shards.lineages)
+    batches = TrainingBatches(
+        shards,
+        taxonomy,
+        TaxonTokens(taxonomy, TextForm(d.template, d.form), get_tokenizer(config.model.architecture)),
+        build_transform(model.preprocess_cfg, train=True, augmentation=d.augmentation or None),
+        BatchPlan(len(shards), config.optim.global_batch, config.run.seed),
+        d.sampler,
+        d.ranks,
+        world_rank,
+        world_size,
+    )
+    if not (batches.taxa_of(np.arange(len(shards))) >= 0).any():
+        raise ValueError(
+            f"no sample of {d.train} has a taxon at the ranks {', '.join(d.ranks)} in "
+            f"{d.taxonomy or 'its lineages'}; is it the taxonomy of these shards?"
+        )
+    return batches
+
+
+def read_taxonomy(path: str) -> Taxonomy:
+    """A taxonomy from a table or a saved file."""
+    return Taxonomy.load(path) if path.endswith(".json") else Taxonomy.from_csv(path)
+
+
+def build_loss(config: Config) -> LevelContrastiveLoss:
+    """The objective."""
+    options = dataclasses.asdict(config.loss)
+    name = options.pop("name")
+    return (
+        MixedRankClipLoss() if name == "clip" else LevelContrastiveLoss(geometry=config.model.geometry, **options)
+    )
+
+
+def start_engine(model: HierarchicalCLIP, config: Config, steps: int) -> tuple[Any, Any]:
+    """DeepSpeed's engine around the model, and the learning-rate schedule."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # its shared-memory collectives take 37 s and a compiler to build at first use; gloo serves
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    o = config.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, o.weight_decay), lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, o.warmup, steps))
+    engine, _, _, schedule = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config)
+    )
+    return engine, schedule
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration of a run."""
+    precision = config.run.precision
+    return {
+        "train_batch_size": config.optim.global_batch,
+        "gradient_accumulation_steps": 1,  # negatives come from the whole batch; there is nothing to accumulate
+        "gradient_clipping": config.optim.grad_clip,  # DeepSpeed clips at 1.0 when the key is missing
+        "zero_optimization": {"stage": config.run.zero_stage},
+        "fp16": {"enabled": precision == "fp16"},
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: scalars, biases and norms do not decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    free = [p for _, p in named if p.ndim < 2]
+    decayed = [p for _, p in named if p.ndim >= 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def lr_share(step: int, warmup: int, steps: int) -> float:
+    """Share of the maximum learning rate at a step: linear warm-up, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+@contextmanager
+def gathered_parameters(model: torch.nn.Module, zero_stage: int) -> Iterator[None]:
+    """Inside, every parameter is whole on every process, which under ZeRO-3 it otherwise is not."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
+
+
+def provenance(config: Config, batches: TrainingBatches, quarantine: Quarantine, step: int) -> dict[str, Any]:
+    """What a model was made from."""
+    return {
+        "ranks": list(config.data.ranks),
+        "config": config.to_dict(),
+        "steps": step,
+        "samples_used": quarantine.used,
+        "samples_quarantined": quarantine.quarantined,
+        "shards_sha256": {Path(path).name: digest for path, digest in batches.shards.sha256().items()},
+        "taxonomy_sha256": batches.taxonomy.sha256,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    import deepspeed
+    import open_clip
+
+    modules = {
+        "torch": torch,
+        "deepspeed": deepspeed,
+        "open_clip": open_clip,
+        "numpy": np,
+        "bioclip_hc": bioclip_hc,
+    }
+    return {"python": sys.version.split()[0], **{name: str(module.__version__) for name, module in modules.items()}}
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut a file to its first lines."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def seed_everything(seed: int) -> None:
+    """The same initial weights on every process; drawing inside the towers (patch dropout) follows."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
