@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import text_global_pool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class HierarchicalCLIP(nn.Module):
 
     def scalars(self) -> dict[str, float]:
         """Current logit scale, curvature and feature scales, for logs; costs a host sync."""
-        return {name: float(bounded().detach()) for name, bounded in self._bounded()}
+        return {name: bounded().item() for name, bounded in self._bounded()}
 
     def scalars_at_bounds(self) -> list[str]:
         """Names of the learnable scalars that sit on a bound."""
@@ -146,14 +147,14 @@ class HierarchicalCLIP(nn.Module):
                     kept[f"clip.{name}"] = state[name].clone()
                     state[name] *= alpha().detach().cpu()
                 if not names:
-                    left[side] = float(alpha())
+                    left[side] = alpha().item()
         sidecar = {
             "format": FORMAT_VERSION,
             "geometry": self.geometry,
-            "curv": float(self.manifold.curv),
+            "curv": self.manifold.curv.item(),
             "curv_start": self.manifold.start,
             "learnable_curv": any(p.requires_grad for p in self.manifold.parameters()),
-            "logit_scale": float(self.logit_scale()),
+            "logit_scale": self.logit_scale().item(),
             "feature_scale": left,
             "metadata": self.metadata,
         }
@@ -178,7 +179,7 @@ class HierarchicalCLIP(nn.Module):
         """
         folder = resolve_folder(name, revision)
         clip, model_cfg = _load_clip(folder)
-        pretrained_scale = float(clip.logit_scale.exp())
+        pretrained_scale = clip.logit_scale.exp().item()
         if not (folder / SIDECAR).is_file():
             return cls(clip, Euclidean(), model_cfg, pretrained_scale)
         sidecar = read_sidecar(folder)
@@ -218,7 +219,7 @@ def create_model(
     """
     clip, model_cfg = _load_clip(architecture, pretrained, image_size)
     if logit_scale is None:
-        logit_scale = float(clip.logit_scale.exp()) if geometry == "euclidean" else INIT_LOGIT_SCALE
+        logit_scale = clip.logit_scale.exp().item() if geometry == "euclidean" else INIT_LOGIT_SCALE
     return HierarchicalCLIP(clip, make_manifold(geometry, curv, learnable_curv), model_cfg, logit_scale)
 
 
@@ -232,7 +233,7 @@ def load(
     """
     folder = resolve_folder(name, revision)
     model = HierarchicalCLIP.from_pretrained(folder).to(device).eval()
-    preprocess = open_clip.image_transform_v2(open_clip.PreprocessCfg(**model.preprocess_cfg), is_train=False)
+    preprocess = image_transform_v2(PreprocessCfg(**model.preprocess_cfg), is_train=False)
     return model, preprocess, get_tokenizer(folder)
 
 

@@ -196,7 +196,7 @@ class Training:
 
     def log(self, output: LossOutput, clock: Clock) -> None:
         """One record; the loss is checked here, where it is read anyway."""
-        loss = float(output.loss)
+        loss = output.loss.item()
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"the loss is {loss} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or use "

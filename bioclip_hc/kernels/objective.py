@@ -53,22 +53,24 @@ def check_geometry(geometry: str, space: str) -> None:
 
 
 def check_features(image: Tensor, text: Tensor) -> None:
-    """Raise for features that are not (M, D) and (N, D) floats on one device."""
+    """Raise ValueError for features that are not (M, D) and (N, D) floats of one precision on one device."""
     for name, x in (("image", image), ("text", text)):
         if x.ndim != 2 or not x.is_floating_point():
             raise ValueError(f"{name} must be a float tensor (rows, D), got {x.dtype} of shape {tuple(x.shape)}")
     if image.shape[1] != text.shape[1]:
         raise ValueError(f"image and text must share D, got {image.shape[1]} and {text.shape[1]}")
+    if compute_dtype(image) != compute_dtype(text):
+        raise ValueError(f"image and text must both be float64, or neither, got {image.dtype} and {text.dtype}")
     if image.device != text.device:
         raise ValueError(f"image and text must be on one device, got {image.device} and {text.device}")
 
 
 def one_element(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """A scalar given as float, () or (1,) tensor, as a () tensor of the compute dtype on `like`'s device."""
-    value = torch.as_tensor(value, device=like.device)
+    value = torch.as_tensor(value, dtype=compute_dtype(like), device=like.device)
     if value.numel() != 1:
         raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
-    return value.reshape(()).to(compute_dtype(like))
+    return value.reshape(())
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

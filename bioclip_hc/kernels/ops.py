@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bioclip_hc.kernels import panel, reference
 from bioclip_hc.kernels.objective import (
@@ -106,7 +105,7 @@ def level_infonce(
     scale, curv = one_element("scale", scale, image), one_element("curv", curv, image)
     with torch.autocast(image.device.type, enabled=False):
         if choose_backend(backend) == "reference":
-            work = torch.promote_types(compute_dtype(image), compute_dtype(text))
+            work = compute_dtype(image)
             return reference.level_infonce(image.to(work), text.to(work), scale, curv, objective)
         return _LevelInfoNCE.apply(image, text, scale, curv, objective)
 
@@ -122,11 +121,16 @@ class _LevelInfoNCE(torch.autograd.Function):
         return nll_image, nll_text
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let a constant gradient pass
+            raise RuntimeError(
+                "level_infonce is differentiable once: call backward without create_graph, or take "
+                "backend='reference'"
+            )
         grad_image, grad_text = grads
         image, text, scale, curv = ctx.saved_tensors
-        gradients = panel.backward(image, text, scale, curv, ctx.objective, ctx.sums, grad_image, grad_text)
+        with torch.autocast(image.device.type, enabled=False):  # backward may be called inside an autocast block
+            gradients = panel.backward(image, text, scale, curv, ctx.objective, ctx.sums, grad_image, grad_text)
         return (*gradients, None)
 
 
@@ -201,7 +205,7 @@ def rank_topk(
     if candidates is not None:
         candidates = _checked_lists(candidates, len(image), len(text), image.device)
     module = reference if choose_backend(backend) == "reference" else panel
-    work = torch.promote_types(compute_dtype(image), compute_dtype(text))
+    work = compute_dtype(image)
     with torch.autocast(image.device.type, enabled=False):
         return module.rank_topk(
             image.to(work),
@@ -226,5 +230,7 @@ def _checked_lists(
     if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or bool((indptr.diff() < 0).any()):
         raise ValueError(f"candidates' indptr must rise from 0 to {len(indices)}, got {indptr[:3].tolist()} ...")
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= texts):
-        raise ValueError(f"candidates' indices must be in [0, {texts}), got up to {int(indices.max())}")
+        raise ValueError(
+            f"candidates' indices must be in [0, {texts}), got {int(indices.min())} to {int(indices.max())}"
+        )
     return indptr, indices

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bioclip_hc.kernels.objective import Objective, compute_dtype
-from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor
+from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor, unit
 
 TILE = 1024  # B; about ten live (B, B) fp32 temporaries make the workspace 40 MiB
 
@@ -49,13 +49,13 @@ def prepare(v: Tensor, curv: Tensor, geometry: str, space: str) -> Side:
     """The pre-pass over one side, (rows, D): normalise, and take the scalars that the epilogue needs."""
     v = v.to(compute_dtype(v))
     norm = v.norm(dim=1)
-    unit = v / norm.clamp_min(torch.finfo(v.dtype).tiny).unsqueeze(1)
+    n = unit(v, norm)
     none = norm.new_empty(0)
     if geometry == "euclidean":
-        return Side(v if space == "unit" else unit, norm, none, none, none, none, none)
+        return Side(v if space == "unit" else n, norm, none, none, none, none, none)
     r = curv.sqrt() * norm
     r = r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh()
-    return Side(unit, norm, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), unit.square().sum(1) / 2)
+    return Side(n, norm, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), n.square().sum(1) / 2)
 
 
 # -- epilogues: from a product tile to logits, and from W back ------------------------------------------------
@@ -124,12 +124,12 @@ def _to_inputs(g: Gradient, side: Side, curv: Tensor, geometry: str, space: str)
     n, norm = side.n, side.norm
     across = g.dn - n * (g.dn * n).sum(1, keepdim=True)
     if geometry == "euclidean":
-        return across / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
+        return unit(across, norm)
     root = curv.sqrt()
     if space == "hyperboloid":  # s / |x| = sqrt(c), dr/d|x| = sqrt(c) / cosh r
         return root * (across + n * (g.dr / side.r.cosh())[:, None])
     free = side.r < MAX_RADIUS  # beyond the clamp the radius no longer moves
-    s_over_norm = torch.where(free, root * sinhc(side.r), side.s / norm.clamp_min(1e-30))
+    s_over_norm = torch.where(free, root * sinhc(side.r), side.s / torch.where(free, 1, norm))
     return s_over_norm[:, None] * across + root * n * (g.dr * free)[:, None]
 
 
@@ -256,8 +256,8 @@ def backward(
     """
     x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
     gx, gy = Gradient.zeros(x), Gradient.zeros(y)
-    grad_image = grad_image * (sums.row_count > 0)  # a row without positive is the constant 0
-    grad_text = grad_text * (sums.col_count > 0)
+    grad_image = grad_image.masked_fill(sums.row_count == 0, 0)  # a row without positive is the constant 0
+    grad_text = grad_text.masked_fill(sums.col_count == 0, 0)
     pull_image = grad_image / sums.row_count.clamp_min(1)
     pull_text = grad_text / sums.col_count.clamp_min(1)
     # (M, R) restricted; unrestricted every rank shares one denominator, so its weights add up
@@ -312,11 +312,16 @@ def rank_topk(
     score = x.norm.new_full((len(image), ranks, k), -math.inf)
     index = torch.full((len(image), ranks, k), -1, dtype=torch.int64, device=image.device)
     if candidates is None:
-        texts = [(text_rank == r).nonzero().flatten() for r in range(ranks)]
+        parts = [
+            (r, cols)
+            for r in range(ranks)
+            for cols in (text_rank == r).nonzero().flatten().split(tile)
+            if len(cols)
+        ]
         for start in range(0, len(image), tile):
             rows = slice(start, start + tile)
             xt = x[rows]
-            for r, cols in ((rank, part) for rank in range(ranks) for part in texts[rank].split(tile)):
+            for r, cols in parts:
                 l, _ = _logits(xt, y[cols], scale, curv, geometry)
                 _keep_best(score[rows, r], index[rows, r], l, cols)
     else:

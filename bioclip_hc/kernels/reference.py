@@ -59,11 +59,16 @@ def lorentz_inner(x: Tensor, y: Tensor, curv: Tensor) -> Tensor:
     return x @ y.T - x0[:, None] * y0[None, :]
 
 
+def unit(v: Tensor, norm: Tensor) -> Tensor:
+    """v / |v| row by row, v (rows, D), norm (rows,); a zero row stays zero, and its gradient is not divided."""
+    return v / torch.where(norm > 0, norm, 1).unsqueeze(1)
+
+
 def logits(image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, geometry: str, space: str) -> Tensor:
     """(M, N) similarities: scale times the cosine (or plain) product, or minus scale times the distance."""
     if geometry == "euclidean":
         if space == "tangent":
-            image, text = (torch.nn.functional.normalize(x, dim=-1) for x in (image, text))
+            image, text = (unit(x, x.norm(dim=1)) for x in (image, text))
         return scale * (image @ text.T)
     return -scale * lorentz_distance(image, text, curv, space)
 
@@ -124,7 +129,7 @@ def level_infonce(
 def _nll(pool: Tensor, similarity: Tensor, allowed: Tensor, positive: Tensor, dim: int) -> Tensor:
     """logsumexp of the pool over what is allowed, less the mean similarity of the positives; 0 without one."""
     if pool.numel() == 0:
-        return pool.new_zeros(pool.shape[1 - dim])
+        return pool.sum(dim)  # zeros that autograd knows
     count = positive.sum(dim)
     total = pool.masked_fill(~allowed, MASKED).logsumexp(dim)
     mean = (similarity * positive).sum(dim) / count.clamp_min(1)

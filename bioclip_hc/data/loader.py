@@ -1,0 +1,167 @@
+"""Batches of a run, one per step, whole and in order.
+
+# B local images, G images of the global batch, U texts that this process encodes, L tokens, R ranks
+
+Everything but the pixels is a function of (seed, step) that each process computes for the whole global batch:
+which samples, which ranks supervise them, which texts are the batch's distinct taxa and whose share each is. So
+no ids are exchanged, and a run goes on from any step at any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bioclip_hc.data.decode import DecodeError, augment, decode_image
+from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
+from bioclip_hc.data.shards import BadSample, ShardSet
+from bioclip_hc.data.text import TaxonTokens
+from bioclip_hc.distributed import share_of_texts
+from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
+
+
+class Batch(NamedTuple):
+    """One process' part of one step.
+
+    images (B, 3, H, W) float32; image_taxa (B, R) int64, -1 = not supervised, all -1 where the image could not
+    be read; tokens (U, L) int64; text_rank and text_taxon (U,) int64; indices (B,) global sample indices;
+    bad: the samples that could not be read.
+    """
+
+    images: Tensor
+    image_taxa: Tensor
+    tokens: Tensor
+    text_rank: Tensor
+    text_taxon: Tensor
+    indices: Tensor
+    bad: list[BadSample]
+
+
+@dataclass
+class TrainingBatches(Dataset):
+    """step -> Batch, for the process `world_rank` of `world_size`.
+
+    Args:
+        shards: the samples.
+        taxonomy: gives every lineage its ids.
+        tokens: gives every taxon its tokens.
+        transform: random preprocessing of a PIL image.
+        plan: which samples each step takes.
+        mode: which known ranks supervise an image, see `samplers.supervise`.
+        ranks: names of the ranks that may supervise; the others are treated as unknown.
+    """
+
+    shards: ShardSet
+    taxonomy: Taxonomy
+    tokens: TaxonTokens
+    transform: Any
+    plan: BatchPlan
+    mode: SupervisionMode = "all"
+    ranks: tuple[str, ...] = RANKS
+    world_rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        used = [rank_index(name) for name in self.ranks]
+        table = self.taxonomy.encode_many(self.shards.lineages)
+        off = [r for r in range(len(RANKS)) if r not in used]
+        table[:, off] = -1
+        self._lineage_taxa = table  # (distinct lineages, R)
+        if self.mode == "balanced" and self.plan.global_batch < len(used):
+            raise ValueError(
+                f"a global batch of {self.plan.global_batch} is smaller than the {len(used)} ranks that the "
+                "balanced sampler shares it among; enlarge the batch or name fewer ranks"
+            )
+
+    def __len__(self) -> int:
+        raise TypeError("a run has as many steps as it is asked for; use `load(start, stop)`")
+
+    def taxa_of(self, indices: np.ndarray) -> np.ndarray:
+        """(n, R) taxa of samples at the supervised ranks, -1 where unknown."""
+        return self._lineage_taxa[self.shards.lineage_index[indices]]
+
+    def __getitem__(self, step: int) -> Batch:
+        everyone = self.plan.indices(step)
+        taxa = supervise(self.taxa_of(everyone), self.mode, self.plan.seed, step)
+        text_rank, text_taxon, _ = unique_texts(taxa)
+        share = slice(*share_of_texts(len(text_rank), self.world_rank, self.world_size))
+        local = local_slice(self.plan.global_batch, self.world_rank, self.world_size)
+        indices, image_taxa = everyone[local], taxa[local].copy()
+        images, bad = self._images(indices, self.plan.epoch(step))
+        for row, _ in bad:
+            image_taxa[row] = -1
+        return Batch(
+            images,
+            torch.from_numpy(image_taxa),
+            self.tokens(text_taxon[share]),
+            torch.from_numpy(text_rank[share]),
+            torch.from_numpy(text_taxon[share]),
+            torch.from_numpy(indices),
+            [sample for _, sample in bad],
+        )
+
+    def _images(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, list[tuple[int, BadSample]]]:
+        """(B, 3, H, W) pixels; an unreadable sample's stay zero, so that every process keeps its shapes."""
+        rows: dict[int, Tensor] = {}
+        bad = []
+        for row, i in enumerate(indices.tolist()):
+            try:
+                image = decode_image(self.shards.read(i).image)
+                rows[row] = augment(self.transform, image, sample_seed(self.plan.seed, epoch, i))
+            except (DecodeError, OSError) as error:
+                bad.append((row, BadSample(str(self.shards.shard(i)), self.shards.key(i), str(error))))
+        if not rows:
+            raise RuntimeError(f"none of {len(indices)} images of a batch could be read; the first: {bad[0][1]}")
+        first = next(iter(rows.values()))
+        images = torch.zeros(len(indices), *first.shape)
+        for row, pixels in rows.items():
+            images[row] = pixels
+        return images, bad
+
+    def load(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+        """The batches of steps [start, stop), in order, loaded ahead by `workers` processes."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+
+class _Images(Dataset):
+    """Samples in order: (index, pixels), or (index, None) for one that cannot be read."""
+
+    def __init__(self, shards: ShardSet, transform: Any) -> None:
+        self.shards, self.transform = shards, transform
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | None]:
+        try:
+            return i, self.transform(decode_image(self.shards.read(i).image))
+        except (DecodeError, OSError):
+            return i, None
+
+
+def evaluation_batches(
+    shards: ShardSet, transform: Any, batch_size: int = 256, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices (b,), images (b, 3, H, W)) over all readable samples in order; unreadable ones are left out."""
+    loader = DataLoader(_Images(shards, transform), batch_size, num_workers=workers, collate_fn=_stack)
+    return (batch for batch in loader if batch is not None)
+
+
+def _stack(items: list[tuple[int, Tensor | None]]) -> tuple[Tensor, Tensor] | None:
+    good = [(i, pixels) for i, pixels in items if pixels is not None]
+    if not good:
+        return None
+    return torch.tensor([i for i, _ in good]), torch.stack([pixels for _, pixels in good])

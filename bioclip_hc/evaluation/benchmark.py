@@ -1,0 +1,79 @@
+"""Both protocols of one model on labelled shards.
+
+# N images, T taxa, R ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.evaluation.embeddings import embed_shards, embed_taxa
+from bioclip_hc.evaluation.metrics import Score, score
+from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
+from bioclip_hc.model import HierarchicalCLIP
+from bioclip_hc.taxonomy import Taxonomy
+
+PROTOCOLS = {"coarse-to-fine": coarse_to_fine, "top-down": top_down}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model predicted.
+
+    indices (N,): the samples; truth (N, R): taxon ids, -1 where unknown; predictions: protocol -> (N, R).
+    """
+
+    indices: np.ndarray
+    truth: np.ndarray
+    predictions: Mapping[str, np.ndarray]
+    taxonomy: Taxonomy
+
+    def scores(self) -> dict[str, Score]:
+        """protocol -> score."""
+        return {name: score(found, self.truth, self.taxonomy) for name, found in self.predictions.items()}
+
+
+def truth_of(shards: ShardSet, taxonomy: Taxonomy) -> np.ndarray:
+    """(N, R) taxon ids of all samples, -1 where a rank is unnamed or not in the taxonomy."""
+    return taxonomy.encode_many(shards.lineages)[shards.lineage_index]
+
+
+def evaluate(
+    model: HierarchicalCLIP,
+    preprocess: Any,
+    tokenizer: Any,
+    shards: ShardSet,
+    taxonomy: Taxonomy,
+    *,
+    candidates: np.ndarray | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Outcome:
+    """Predict every readable sample under both protocols.
+
+    Args:
+        model, preprocess, tokenizer: as `bioclip_hc.load` gives them.
+        taxonomy: the taxa that may be predicted, unless `candidates` (T,) bool names fewer.
+
+    Raises:
+        ValueError: no sample has a label that the taxonomy knows.
+    """
+    truth = truth_of(shards, taxonomy)
+    if not (truth >= 0).any():
+        first = next(name for lineage in shards.lineages for name in lineage if name)
+        raise ValueError(f"no sample's labels are in the taxonomy ({first!r} is not); is it the right table?")
+    indices, image = embed_shards(model, shards, preprocess, batch_size, workers)
+    text = embed_taxa(model, taxonomy, tokenizer)
+    space: dict[str, Any] = {
+        "scale": model.logit_scale().item(),
+        "curv": model.manifold.curv.item(),
+        "geometry": model.geometry,
+        "candidates": candidates,
+    }
+    predictions = {name: protocol(image, text, taxonomy, **space) for name, protocol in PROTOCOLS.items()}
+    return Outcome(indices, truth[indices], predictions, taxonomy)

@@ -1,0 +1,74 @@
+"""From a model and data to the two arrays that every protocol takes.
+
+# N images, T taxa, D embed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bioclip_hc.data.loader import evaluation_batches
+from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.model import HierarchicalCLIP
+from bioclip_hc.taxonomy import Taxonomy
+
+
+@torch.inference_mode()
+def embed_images(
+    model: HierarchicalCLIP,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    progress: Callable[[int], object] = lambda count: None,
+) -> tuple[np.ndarray, Tensor]:
+    """Tangent vectors of preprocessed images.
+
+    Args:
+        model: in eval mode, on any device.
+        batches: (indices (b,), images (b, 3, H, W)), as `evaluation_batches` gives.
+        progress: called with the number of images done after each batch.
+
+    Returns:
+        (N,) int64 indices and (N, D) float32 on the CPU.
+    """
+    device = next(model.parameters()).device
+    indices, rows = [], []
+    for index, images in batches:
+        indices.append(index)
+        rows.append(model.encode_image(images.to(device)).float().cpu())
+        progress(sum(map(len, rows)))
+    if not rows:
+        return np.empty(0, np.int64), torch.empty(0, model.embed_dim)
+    return torch.cat(indices).numpy(), torch.cat(rows)
+
+
+@torch.inference_mode()
+def embed_taxa(
+    model: HierarchicalCLIP, taxonomy: Taxonomy, tokenizer: Any, form: TextForm | None = None, batch_size: int = 256
+) -> Tensor:
+    """Tangent vectors of the texts of all taxa: (T, D) float32 on the CPU, row t the text of taxon t.
+
+    Args:
+        form: how a taxon is written; by default as the model was trained.
+    """
+    device = next(model.parameters()).device
+    tokens = TaxonTokens(taxonomy, form or text_form(model), tokenizer)
+    parts = np.array_split(np.arange(taxonomy.size), max(1, -(-taxonomy.size // batch_size)))
+    rows = [model.encode_text(tokens(part).to(device)).float().cpu() for part in parts if len(part)]
+    return torch.cat(rows) if rows else torch.empty(0, model.embed_dim)
+
+
+def text_form(model: HierarchicalCLIP) -> TextForm:
+    """How the model was trained to read taxa; the default form for a model that does not say."""
+    return TextForm(**model.metadata.get("text", {}))
+
+
+def embed_shards(
+    model: HierarchicalCLIP, shards: ShardSet, preprocess: Any, batch_size: int = 256, workers: int = 0
+) -> tuple[np.ndarray, Tensor]:
+    """Indices (n,) of the readable samples of shards and their tangent vectors (n, D)."""
+    return embed_images(model, evaluation_batches(shards, preprocess, batch_size, workers))
