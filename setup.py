@@ -31,6 +31,7 @@ setup(
         "numpy>=1.26",
         "open_clip_torch>=3.2",
         "webdataset>=0.2.100",
+        "braceexpand>=0.1.7",
         "safetensors>=0.5",
         "pillow>=11",
         'triton>=3.6; platform_system == "Linux"',

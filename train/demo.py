@@ -1,0 +1,184 @@
+"""The whole way on a synthetic tree of life: shards, training, a resume, the CLIP baseline, evaluation, a report.
+
+    python train/demo.py [--output runs/demo] [--seeds 1] [--epochs E]
+
+Two models see the same images: one learns level by level in hyperbolic space from all ranks of every image, the
+other is CLIP with one caption per image, its rank drawn at random (BioCLIP's way). Both are then asked to name
+held-out individuals of known species, and species that no photograph has shown them, among all taxa.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bioclip_hc.data.decode import decode_image
+from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.data.synthetic import TreeFiles, contact_sheet, evolve, write_tree_of_life
+from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, pixel_probe, score
+from bioclip_hc.evaluation.benchmark import evaluate, truth_of
+from bioclip_hc.evaluation.embeddings import embed_taxa
+from bioclip_hc.model import load
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+from journal import read_log
+
+HERE = Path(__file__).resolve().parent
+SYSTEMS = {"hyperbolic, level by level": "smoke.toml", "CLIP, mixed ranks": "smoke_clip.toml"}
+PROBE_SIDE = 32  # the probe sees images as 32 x 32 x 3 numbers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    name: str
+    folder: Path
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo for each seed; prints one table and the path of the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/demo", help="emptied first if an earlier demo made it")
+    parser.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0 .. SEEDS - 1")
+    parser.add_argument("--epochs", type=float, help="override the configurations' number of epochs")
+    options = parser.parse_args(arguments)
+    output = Path(options.output)
+    claim(output)
+    start = time.perf_counter()
+    reports = [one_seed(output / f"seed-{seed}", seed, options.epochs) for seed in range(options.seeds)]
+    if len(reports) == 1:
+        print(reports[0].table())
+    else:
+        print(table_of_seeds(reports))
+    print(f"{time.perf_counter() - start:.0f} s in all; open {output / 'seed-0' / 'report.html'} in a browser")
+    return 0
+
+
+def claim(output: Path) -> None:
+    """Make an empty output folder; only a folder that an earlier demo marked is emptied.
+
+    Raises:
+        SystemExit: the folder holds something else.
+    """
+    mark = output / ".demo"
+    if output.exists() and any(output.iterdir()) and not mark.is_file():
+        sys.exit(f"demo.py: {output} holds other files; name another folder with --output")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    mark.touch()
+
+
+def one_seed(folder: Path, seed: int, epochs: float | None) -> Report:
+    """Data, both trainings, and the report of one seed."""
+    say(f"growing a tree of life (seed {seed}) and photographing it")
+    files = write_tree_of_life(folder / "tree", seed=seed)
+    contact_sheet(evolve(seed), folder / "field-guide.png")
+    runs = [train(name, folder, files, seed, epochs) for name in SYSTEMS]
+    say("evaluating on held-out individuals and held-out species")
+    report = evaluate_all(runs, files, seed)
+    report.to_json(folder / "report.json")
+    report.to_html(folder / "report.html")
+    return report
+
+
+def train(name: str, folder: Path, files: TreeFiles, seed: int, epochs: float | None) -> Trained:
+    """Train one system through the command line, as a user would; the first is interrupted and resumed once."""
+    config = SYSTEMS[name]
+    output = folder / Path(config).stem
+    command = [
+        sys.executable, str(HERE / "train.py"), str(HERE / "configs" / config),
+        "--data.train", str(files.train[0].parent), "--data.taxonomy", str(files.taxonomy),
+        "--run.output", str(output), "--run.seed", str(seed),
+    ]  # fmt: skip
+    if epochs is not None:
+        command += ["--optim.epochs", str(epochs)]
+    say(f"training: {name}")
+    start = time.perf_counter()
+    if config == "smoke.toml":
+        call([*command, "--run.stop-after", "100"])
+        say("stopped on purpose at its checkpoint; resuming")
+        command.append("--resume")
+    call(command)
+    return Trained(name, output, time.perf_counter() - start)
+
+
+def call(command: list[str]) -> None:
+    """Run a command; its failure ends the demo, for it has said why."""
+    code = subprocess.call(command)
+    if code:
+        sys.exit(f"demo.py: {' '.join(command)} ended with code {code}")
+
+
+def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report:
+    """Both protocols of both systems, beside chance and a linear probe on pixels."""
+    taxonomy = Taxonomy.from_csv(files.taxonomy)
+    splits = {
+        "held-out individuals": ShardSet(files.heldout_individuals),
+        "held-out species": ShardSet(files.heldout_species),
+    }
+    train_shards = ShardSet(files.train)
+    train_pixels, train_taxa = pixels(train_shards), truth_of(train_shards, taxonomy)
+    rows, embeddings = [], []
+    for split, shards in splits.items():
+        truth = truth_of(shards, taxonomy)
+        probe = pixel_probe(train_pixels, train_taxa, pixels(shards), taxonomy)
+        rows.append(Row("linear probe on pixels", "", split, score(probe, truth, taxonomy)))
+        rows.append(Row("chance", "", split, chance(truth, taxonomy)))
+    for run in runs:
+        model, preprocess, tokenizer = load(run.folder / "model")
+        log = read_log(run.folder / "log.jsonl")
+        facts = {"images seen": f"{log[-1]['used']:,}", "training time": f"{run.seconds:.0f} s"}
+        for split, shards in splits.items():
+            scores = evaluate(model, preprocess, tokenizer, shards, taxonomy).scores()
+            rows += [Row(run.name, protocol, split, s, facts) for protocol, s in scores.items()]
+        if model.geometry == "lorentz":
+            text = embed_taxa(model, taxonomy, tokenizer).numpy()
+            embeddings.append(Embedding(run.name, text, model.manifold.curv.item(), taxonomy))
+    curves = {run.name: read_log(run.folder / "log.jsonl") for run in runs}
+    return Report(f"A synthetic tree of life, seed {seed}", rows, curves, embeddings)
+
+
+def pixels(shards: ShardSet) -> np.ndarray:
+    """(N, P) float32 small images as rows."""
+    side = (PROBE_SIDE, PROBE_SIDE)
+    rows = [np.asarray(decode_image(shards.read(i).image).resize(side)).reshape(-1) for i in range(len(shards))]
+    return np.stack(rows).astype(np.float32)
+
+
+def table_of_seeds(reports: Sequence[Report]) -> str:
+    """Mean and standard deviation over seeds, one table per split and protocol."""
+    lines = []
+    first = reports[0].rows
+    for split in dict.fromkeys(row.split for row in first):
+        lines += ["", f"{split}, {len(reports)} seeds (top-1 accuracy in %, mean and standard deviation)"]
+        lines.append(f"{'':44}" + "".join(f"{name:>12}" for name in (*RANKS, "average", "nLCA")))
+        for i, row in enumerate(first):
+            if row.split == split:
+                values = np.array([_numbers(report.rows[i].score) for report in reports])
+                cells = [f"{m:.1f} ±{s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
+                lines.append(f"{f'{row.name} {row.protocol}':44}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _numbers(s: Score) -> list[float]:
+    """Accuracies per rank, their average and nLCA, in percent; the synthetic splits know every rank."""
+    return [100 * (value or 0.0) for value in (*s.accuracy, s.average, s.nlca)]
+
+
+def say(message: str) -> None:
+    """A line that stands out of the training log."""
+    print(f"\n== {message}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
