@@ -242,10 +242,10 @@ def _build(options: argparse.Namespace) -> int:
         parts = {output: photos}
     skipped: list[build.Skipped] = []
     for folder, part in parts.items():
-        paths = write_shards(
-            build.read_samples(part, skipped.append), folder, samples_per_shard=options.samples_per_shard
-        )
-        print(f"{folder}: {len(part)} photographs in {len(paths)} shards")
+        before = len(skipped)
+        samples = build.read_samples(part, skipped.append)
+        paths = write_shards(samples, folder, samples_per_shard=options.samples_per_shard)
+        print(f"{folder}: {len(part) - len(skipped) + before} photographs, {len(paths)} shard files")
     for path, reason in skipped:
         print(f"bioclip-hc: left out {path}: {reason}", file=sys.stderr)
     return 1 if skipped else 0
@@ -253,10 +253,9 @@ def _build(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from bioclip_hc.data.shards import ShardSet
-    from bioclip_hc.taxonomy import Taxonomy
 
     shards = ShardSet(options.data)
-    taxonomy = Taxonomy.from_lineages(shards.lineages)
+    taxonomy = shards.taxonomy()
     known = [0] * len(RANKS)
     for i in shards.lineage_index:
         known = [n + bool(name) for n, name in zip(known, shards.lineages[i], strict=True)]

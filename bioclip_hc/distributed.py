@@ -53,7 +53,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd may hand one tensor to several
         dist.all_reduce(grad, group=ctx.group)
         start = sum(ctx.counts[: world_rank(ctx.group)])
         return grad[start : start + ctx.counts[world_rank(ctx.group)]], None, None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from bioclip_hc.distributed import all_gather_rows, gather_rows_with_grad, row_counts, world_size
 from bioclip_hc.kernels import level_infonce
 from bioclip_hc.taxonomy import RANKS
+
+NO_COLUMN = -1e30  # bias that takes a text out of every denominator; finite, so that differences stay numbers
 
 
 class LossOutput(NamedTuple):
@@ -139,22 +142,26 @@ class LevelContrastiveLoss(nn.Module):
         R = len(self.ranks)
         carried = _images_per_text(batch)  # (U,) |P_k|
         used = carried > 0
-        rank = batch.text_rank.clamp_min(0)
+        rank = batch.text_rank
         texts = nll_text.new_zeros(R).index_add(0, rank, used.to(nll_text.dtype))  # (R,) K
-        t2i = nll_text.new_zeros(R).index_add(0, rank, nll_text * used) / texts
+        present = texts > 0
+        least = texts.clamp_min(1)  # an absent rank is 0/1 below: 0/0 would send NaN back through 0 * inf
+        t2i = nll_text.new_zeros(R).index_add(0, rank, nll_text * used) / least
         log_count = carried.clamp_min(1).to(nll_text.dtype).log()
-        floor = nll_text.new_zeros(R).index_add(0, rank, log_count * used) / texts
+        floor = nll_text.new_zeros(R).index_add(0, rank, log_count * used) / least
         if self.image_weighting == "standard":
             images = (batch.image_taxa >= 0).sum(0)
-            i2t = nll_image.sum(0) / images
+            i2t = nll_image.sum(0) / images.clamp_min(1)
         else:
             weight = _text_share_of_images(batch, carried)
-            i2t = (nll_image * weight).sum(0) / texts
+            i2t = (nll_image * weight).sum(0) / least
         per_rank = self.direction_weight * (i2t + t2i)
-        present = texts > 0
-        total = per_rank[present].sum()  # an absent rank is 0/0 = NaN; selecting keeps it out of the gradient
+        total = (per_rank * present).sum()
         loss = total if self.rank_reduction == "sum" else total / present.sum().clamp_min(1)
-        return LossOutput(loss, per_rank.detach(), (self.direction_weight * floor).detach())
+        per_rank, floor = (
+            x.detach().masked_fill(~present, math.nan) for x in (per_rank, self.direction_weight * floor)
+        )
+        return LossOutput(loss, per_rank, floor)
 
 
 class _Batch(NamedTuple):
@@ -256,8 +263,16 @@ class MixedRankClipLoss(LevelContrastiveLoss):
     same taxon is a negative, as in CLIP. Every image must be supervised at one rank.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"geometry": "euclidean", "direction_weight": 0.5, "restrict": False, **options})
+    def __init__(
+        self,
+        ranks: tuple[str, ...] = RANKS,
+        geometry: str = "euclidean",
+        process_group: Any = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            ranks, geometry, direction_weight=0.5, restrict=False, process_group=process_group, backend=backend
+        )
 
     def forward(
         self,
@@ -290,13 +305,15 @@ class MixedRankClipLoss(LevelContrastiveLoss):
                 "draws one rank per image"
             )
         carried = _images_per_text(batch)
+        log_carried = carried.clamp_min(1).double().log()
+        bias = torch.where(carried > 0, log_carried, NO_COLUMN)  # a caption of no readable image is no column
         nll_image, nll_text = level_infonce(
             *batch[:5],
             logit_scale,
             1.0 if curv is None else curv,
             geometry=self.geometry,
             space=space,
-            text_bias=carried.clamp_min(1).log(),
+            text_bias=bias,
             restrict=False,
             backend=self.backend,
         )
@@ -304,7 +321,7 @@ class MixedRankClipLoss(LevelContrastiveLoss):
         zeros = nll_text.new_zeros(len(self.ranks))
         images = zeros.index_add(0, rank, carried.to(zeros.dtype))  # (R,) images captioned at each rank
         both = nll_image.sum(0) + zeros.index_add(0, rank, nll_text * carried)
-        floor = zeros.index_add(0, rank, carried * carried.clamp_min(1).log())
+        floor = zeros.index_add(0, rank, (carried * log_carried).to(zeros.dtype))
         loss = self.direction_weight * both.sum() / images.sum().clamp_min(1)
         per_rank, floor = (self.direction_weight * (x / images).detach() for x in (both, floor))
         return LossOutput(loss, per_rank, floor)

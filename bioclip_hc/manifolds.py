@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bioclip_hc.kernels import exp_map0, lorentz_inner
+from bioclip_hc.kernels import exp_map0
+from bioclip_hc.kernels.reference import lorentz_distance
 
 MAX_LOGIT_SCALE = 100.0  # CLIP, section 2.5
 CURVATURE_SPAN = 10.0  # MERU lets the curvature move between a tenth and ten times its start
@@ -90,9 +91,9 @@ class Lorentz(nn.Module):
         return exp_map0(v, self.curv)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """(M, N) geodesic distances of points given by space components; fp32, meant for small sets."""
-        cosh = (-self.curv * lorentz_inner(x, y, self.curv)).clamp_min(1)
-        return cosh.acosh() / self.curv.sqrt()
+        """(M, N) geodesic distances of points (M, D) and (N, D) given by space components; for small sets."""
+        with torch.autocast(x.device.type, enabled=False):
+            return lorentz_distance(x, y, self.curv, "hyperboloid")
 
     def radius(self, v: Tensor) -> Tensor:
         """(...,) distance from the origin of the points of tangent vectors (..., D)."""

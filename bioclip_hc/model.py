@@ -24,6 +24,7 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import text_global_pool
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -113,7 +114,8 @@ class HierarchicalCLIP(nn.Module):
 
     def scalars(self) -> dict[str, float]:
         """Current logit scale, curvature and feature scales, for logs; costs a host sync."""
-        return {name: bounded().item() for name, bounded in self._bounded()}
+        # forward itself, for ZeRO-3's hooks around a call would take the parameter apart again
+        return {name: bounded.forward().item() for name, bounded in self._bounded()}
 
     def scalars_at_bounds(self) -> list[str]:
         """Names of the learnable scalars that sit on a bound."""
@@ -133,7 +135,8 @@ class HierarchicalCLIP(nn.Module):
             FileExistsError: the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        found = [path.name.lstrip(".") for path in folder.iterdir()] if folder.exists() else []
+        if found and not any(name.startswith(("open_clip", "hyperbolic")) for name in found):
             raise FileExistsError(f"{folder} holds other files; save the model to a new or empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: t.detach().to("cpu").clone() for name, t in self.clip.state_dict().items()}
@@ -159,6 +162,7 @@ class HierarchicalCLIP(nn.Module):
             "metadata": self.metadata,
         }
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": _jsonable(self.preprocess_cfg)}
+        (folder / CONFIG).unlink(missing_ok=True)  # a folder half written is no model, old or new
         _replace(folder / WEIGHTS, lambda path: save_file(_contiguous(state), path))
         _replace(folder / SIDECAR_TENSORS, lambda path: save_file(_contiguous(kept), path))
         _replace(folder / SIDECAR, lambda path: _write_json(path, sidecar))
@@ -271,7 +275,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         missing = [key for key in needed if key not in content]
         if content.get("format") != FORMAT_VERSION or missing:
             raise ValueError(f"format {content.get('format')!r}, missing keys {missing}")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a model description of format {FORMAT_VERSION} ({error})") from None
     return content
 
@@ -284,8 +288,14 @@ def _load_clip(
         path = Path(architecture) / CONFIG
         if not path.is_file():
             raise FileNotFoundError(f"{architecture} has no {CONFIG}; it is not an open_clip model folder")
+        files = {p.name for ending in ("safetensors", "bin", "pth") for p in path.parent.glob(f"*.{ending}")}
+        if not files - {SIDECAR_TENSORS}:  # open_clip would go on with random ones
+            raise FileNotFoundError(f"{architecture} holds no weights ({WEIGHTS}); copy the whole model folder")
         name = f"local-dir:{architecture}"
-        model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        try:
+            model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not an open_clip model configuration ({error!r})") from None
     else:
         name = _registered_name(architecture)
         model_cfg = copy.deepcopy(open_clip.get_model_config(name))
@@ -294,7 +304,7 @@ def _load_clip(
     try:
         with _quiet_open_clip():
             clip = open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error)).strip()
         source = pretrained or architecture
         raise ValueError(f"the weights of {source} do not fit architecture {architecture}: {first[:300]}") from None
@@ -330,11 +340,18 @@ def _quiet_open_clip() -> Iterator[None]:
 
 
 def _overlay(model: HierarchicalCLIP, folder: Path) -> None:
-    """Put the unfolded projections and the scalars in place."""
-    tensors = load_file(folder / SIDECAR_TENSORS)
-    unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{folder / SIDECAR_TENSORS} holds tensors that the model lacks: {unknown[:5]}")
+    """Put the unfolded projections and the scalars in place; a part of them would scale features twice."""
+    path = folder / SIDECAR_TENSORS
+    needed = {name for name in model.state_dict() if not name.startswith("clip.")}
+    if model.geometry == "lorentz":
+        needed |= {f"clip.{name}" for side in ("image", "text") for name in _projection_names(model.clip, side)}
+    try:
+        tensors = load_file(path)
+        if tensors.keys() != needed:
+            raise ValueError(f"missing or unknown tensors {sorted(tensors.keys() ^ needed)[:5]}")
+        model.load_state_dict(tensors, strict=False)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the model beside it: {error}") from None
 
 
 def _encode_text(clip: Any, tokens: Tensor) -> Tensor:

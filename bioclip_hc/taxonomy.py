@@ -150,13 +150,23 @@ class Taxonomy:
     # -- reading and writing ------------------------------------------------------------------------------
 
     @classmethod
-    def from_lineages(cls, lineages: Iterable[Mapping[str, str | None] | Sequence[str | None]]) -> Taxonomy:
+    def from_lineages(
+        cls,
+        lineages: Iterable[Mapping[str, str | None] | Sequence[str | None]],
+        common_names: Iterable[str] | None = None,
+    ) -> Taxonomy:
         """A taxonomy of every taxon named in any of the lineages (mappings by rank, or seven names).
+
+        Args:
+            common_names: one for each lineage ("" = none), kept as `extra["common_name"]` of its lowest taxon.
 
         Raises:
             ValueError: a lineage with an unknown key or not seven names; the message gives its position.
         """
-        return cls._build((lineage, {}) for lineage in lineages)
+        if common_names is None:
+            return cls._build((lineage, {}) for lineage in lineages)
+        pairs = zip(lineages, common_names, strict=True)
+        return cls._build((lineage, {"common_name": name}) for lineage, name in pairs)
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Taxonomy:

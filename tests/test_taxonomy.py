@@ -173,6 +173,8 @@ def test_duplicates_and_empty_rows_are_counted():
 def test_encode_stops_where_the_path_leaves_the_tree():
     tree = Taxonomy.from_lineages([ROBIN])
     assert tree.encode((*ROBIN[:5], "Merula", "migratorius")).tolist() == [0, 1, 2, 3, 4, -1, -1]
+    with_gap = Taxonomy.from_lineages([(*ROBIN[:5], "", "dubius")])  # below an unknown genus nothing is known
+    assert with_gap.encode((*ROBIN[:5], "Turdus", "dubius")).tolist() == [0, 1, 2, 3, 4, -1, -1]
     assert tree.encode([""] * 7).tolist() == [-1] * 7
     assert tree.encode({"genus": "Turdus"}).tolist() == [-1] * 7
     assert tree.encode_many([ROBIN, [None] * 7]).tolist() == [list(range(7)), [-1] * 7]
@@ -276,6 +278,14 @@ def test_columns_by_name_in_any_order_and_the_rest_as_extra(tmp_path):
     assert tree.report.duplicate_rows == 1
 
 
+def test_common_names_beside_lineages():
+    tree = Taxonomy.from_lineages([ROBIN, ROBIN, (*WHEATEAR[:6], "")], ["", "American robin", "wheatears"])
+    named = {tree.path(t)[-1]: name for t, name in enumerate(tree.extra["common_name"]) if name}
+    assert named == {"migratorius": "American robin", "Oenanthe": "wheatears"}
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        Taxonomy.from_lineages([ROBIN, WHEATEAR], ["American robin"])
+
+
 def test_gzip_byte_order_mark_and_windows_lines(tmp_path):
     text = ("\ufeff" + HEAD + "\r\n" + ",".join(ROBIN) + "\r\n").encode()
     (tmp_path / "t.csv").write_bytes(text)
@@ -304,7 +314,7 @@ def test_bad_tables(tmp_path, content, message):
 
 
 def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no.csv does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist"):
         Taxonomy.from_csv(tmp_path / "no.csv")
 
 
@@ -346,14 +356,14 @@ def test_files_that_are_no_taxonomy(tmp_path, change):
     Taxonomy.from_lineages([(*ROBIN[:2], "", "", "", "", "")]).save(tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text())
     (tmp_path / "t.json").write_text(json.dumps(content | change))
-    with pytest.raises(ValueError, match="t.json is not a saved taxonomy"):
+    with pytest.raises(ValueError, match=r"t\.json is not a saved taxonomy"):
         Taxonomy.load(tmp_path / "t.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"\xff\xfe", b'{"format": 1'])
 def test_files_that_are_not_even_json(tmp_path, content):
     (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(ValueError, match="t.json is not a saved taxonomy"):
+    with pytest.raises(ValueError, match=r"t\.json is not a saved taxonomy"):
         Taxonomy.load(tmp_path / "t.json")
 
 

@@ -46,8 +46,12 @@ class Journal:
         """Say a thing the first time it happens."""
         if key not in self._warned:
             self._warned.add(key)
-            print(f"{_newline()}warning: {message}", file=sys.stderr, flush=True)
+            self.say(f"warning: {message}")
             self.event("warning", message=message)
+
+    def say(self, message: str) -> None:
+        """A line for people, below the progress line."""
+        print(f"{_newline()}{message}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the progress line and close the file."""
@@ -62,7 +66,8 @@ class Journal:
 def progress_line(record: dict[str, Any], total: int) -> str:
     """One line for people: where the run is, the loss per rank, the speed, and what is on a bound."""
     ranks = " ".join(f"{name[:1]} {value:.2f}" for name, value in record["per_rank"].items() if value is not None)
-    scalars = " ".join(f"{name} {value:.3g}" for name, value in record["scalars"].items())
+    shown = (name for name in ("curvature", "logit_scale") if name in record["scalars"])
+    scalars = " ".join(f"{name} {record['scalars'][name]:.3g}" for name in shown)
     left = f"  eta {_duration(record['eta'])}" if record.get("eta") is not None else ""
     return (
         f"step {record['step']}/{total}  loss {record['loss']:.3f} [{ranks}]  lr {record['lr']:.2e}  "

@@ -31,7 +31,7 @@ import bioclip_hc
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import Batch, TrainingBatches
 from bioclip_hc.data.samplers import BatchPlan, local_slice
-from bioclip_hc.data.shards import Quarantine, ShardSet
+from bioclip_hc.data.shards import BadSample, Quarantine, ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.losses import LevelContrastiveLoss, LossOutput, MixedRankClipLoss
 from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
@@ -122,9 +122,8 @@ class Training:
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         self.journal = None
         if self.world_rank == 0:
-            (self.output / "config.json").write_text(
-                json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8"
-            )
+            write_config(self.output / "config.json", config)
+            record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
             for problem in skipped:
@@ -138,8 +137,6 @@ class Training:
                 self.journal.event("resume", step=self.step, checkpoint=saved.name)
         else:
             keep_lines(quarantine, 0)
-            for sample in self.batches.shards.bad if self.world_rank == 0 else ():
-                self.quarantine.record(*sample)  # what the indexes found is on record before the first step
 
     def describe(self) -> dict[str, Any]:
         """What is about to be trained on, for the log."""
@@ -148,6 +145,7 @@ class Training:
             "steps": self.steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "samples": plan.n,
+            "unusable": len(self.batches.shards.bad),
             "taxa": self.batches.taxonomy.size,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "versions": versions(),
@@ -170,13 +168,13 @@ class Training:
             if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
                 self.log(output, clock)
             if self.stopped():
-                self.save()
+                self.save(output)
                 return EXIT_PREEMPTED
             if self.config.run.save_every and self.step % self.config.run.save_every == 0:
-                self.save()
+                self.save(output)
                 saved = self.step
         if saved != self.step:
-            self.save()
+            self.save(output)
         if self.step == self.steps:
             self.export()
         return 0
@@ -190,18 +188,16 @@ class Training:
         out = self.engine(images, tokens)
         with torch.autocast(self.device.type, enabled=False):
             output = self.loss(out.image, out.text, taxa, rank, taxon, out.logit_scale, out.curv)
+        self.lr = self.schedule.get_last_lr()[0]
         self.engine.backward(output.loss)
         self.engine.step()
         return output
 
     def log(self, output: LossOutput, clock: Clock) -> None:
-        """One record; the loss is checked here, where it is read anyway."""
-        loss = output.loss.item()
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"the loss is {loss} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or use "
-                f"precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
-            )
+        """One record; all processes call it."""
+        loss = self.finite(output.loss)
+        used, quarantined = np.sum(self.counts(), axis=0).tolist()
+        scalars, at_bounds = self.scalars()
         if self.journal is None:
             return
         speed, waiting = clock.lap()
@@ -212,37 +208,64 @@ class Training:
             "loss": round(loss, 6),
             "per_rank": dict(zip(RANKS, map(finite_or_none, output.per_rank.tolist()), strict=True)),
             "floor": dict(zip(RANKS, map(finite_or_none, output.floor.tolist()), strict=True)),
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": self.lr,
             "samples_per_second": round(speed, 2),
             "waiting": round(waiting, 4),
             "eta": round(left),
-            "scalars": {name: round(value, 6) for name, value in self.model.scalars().items()},
-            "used": self.quarantine.used,
-            "quarantined": self.quarantine.quarantined,
+            "scalars": {name: round(value, 6) for name, value in scalars.items()},
+            "used": used,
+            "quarantined": quarantined,
         }
         self.journal.step(record)
-        for name in self.model.scalars_at_bounds():
+        for name in at_bounds:
             self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
 
-    def save(self) -> None:
-        """A sealed checkpoint of the state after `self.step` steps."""
+    def finite(self, loss: torch.Tensor) -> float:
+        """The loss as a number, read where the host waits anyway.
+
+        Raises:
+            RuntimeError: NaN or infinity.
+        """
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"the loss is {value} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or use "
+                f"precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
+            )
+        return value
+
+    def counts(self) -> list[tuple[int, int]]:
+        """Samples used and quarantined so far by each process; all call it."""
         counts: list[Any] = [None] * self.world_size
         dist.all_gather_object(counts, (self.quarantine.used, self.quarantine.quarantined))
-        facts = {"samples": counts}
+        return counts
+
+    def scalars(self) -> tuple[dict[str, float], list[str]]:
+        """Logit scale, curvature and feature scales, and which of them sit on a bound; all processes call it."""
+        own = [p for name, p in self.model.named_parameters() if not name.startswith("clip.")]
+        with gathered_parameters(own, self.config.run.zero_stage):
+            return self.model.scalars(), self.model.scalars_at_bounds()
+
+    def save(self, output: LossOutput) -> None:
+        """A sealed checkpoint of the state after `self.step` steps, the last of which gave `output`."""
+        self.finite(output.loss)
+        facts = {"samples": self.counts()}
         path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
         if self.journal:
             self.journal.event("checkpoint", step=self.step, path=path.name)
 
     def export(self) -> None:
         """The trained model as an open_clip folder, with its taxonomy beside it."""
-        with gathered_parameters(self.model, self.config.run.zero_stage):
+        used, quarantined = np.sum(self.counts(), axis=0).tolist()
+        with gathered_parameters(list(self.model.parameters()), self.config.run.zero_stage):
             if self.world_rank == 0:
-                self.model.metadata.update(provenance(self.config, self.batches, self.quarantine, self.step))
+                self.model.metadata.update(provenance(self.config, self.batches, used, quarantined, self.step))
                 folder = self.model.float().save_pretrained(self.output / "model")
                 self.batches.taxonomy.save(folder / "taxonomy.json")
         dist.barrier()
         if self.journal:
             self.journal.event("end", step=self.step, model="model")
+            self.journal.say(f"model: {self.output / 'model'}")
 
     def heed(self, number: int, frame: Any) -> None:
         """Remember the signal; the loop acts on it after the step."""
@@ -340,7 +363,7 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
     """Shards, taxonomy, texts and the plan of the run's batches."""
     d = config.data
     shards = ShardSet([spec.strip() for spec in d.train.split(",")])
-    taxonomy = read_taxonomy(d.taxonomy) if d.taxonomy else Taxonomy.from_lineages(shards.lineages)
+    taxonomy = read_taxonomy(d.taxonomy) if d.taxonomy else shards.taxonomy()
     batches = TrainingBatches(
         shards,
         taxonomy,
@@ -352,6 +375,12 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
         world_rank,
         world_size,
     )
+    bad, seen = len(shards.bad), len(shards.bad) + len(shards)
+    if bad > d.quarantine_limit * seen:
+        raise ValueError(
+            f"{bad} of {seen} samples of {d.train} are unusable, more than data.quarantine_limit = "
+            f"{d.quarantine_limit}; the first: {shards.bad[0].shard}, {shards.bad[0].key!r}: {shards.bad[0].reason}"
+        )
     if not (batches.taxa_of(np.arange(len(shards))) >= 0).any():
         raise ValueError(
             f"no sample of {d.train} has a taxon at the ranks {', '.join(d.ranks)} in "
@@ -423,25 +452,28 @@ def lr_share(step: int, warmup: int, steps: int) -> float:
 
 
 @contextmanager
-def gathered_parameters(model: torch.nn.Module, zero_stage: int) -> Iterator[None]:
-    """Inside, every parameter is whole on every process, which under ZeRO-3 it otherwise is not."""
+def gathered_parameters(parameters: list[torch.nn.Parameter], zero_stage: int) -> Iterator[None]:
+    """Inside, these parameters are whole on every process, which under ZeRO-3 they otherwise are not."""
     if zero_stage < 3:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    with deepspeed.zero.GatheredParameters(parameters):
         yield
 
 
-def provenance(config: Config, batches: TrainingBatches, quarantine: Quarantine, step: int) -> dict[str, Any]:
+def provenance(
+    config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int
+) -> dict[str, Any]:
     """What a model was made from."""
     return {
         "ranks": list(config.data.ranks),
         "config": config.to_dict(),
         "steps": step,
-        "samples_used": quarantine.used,
-        "samples_quarantined": quarantine.quarantined,
+        "samples_used": used,
+        "samples_quarantined": quarantined,
+        "samples_unusable": len(batches.shards.bad),
         "shards_sha256": {Path(path).name: digest for path, digest in batches.shards.sha256().items()},
         "taxonomy_sha256": batches.taxonomy.sha256,
         "versions": versions(),
@@ -461,6 +493,20 @@ def versions() -> dict[str, str]:
         "bioclip_hc": bioclip_hc,
     }
     return {"python": sys.version.split()[0], **{name: str(module.__version__) for name, module in modules.items()}}
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Whole or not at all: the file marks the folder as this run's."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def record_unusable(path: Path, bad: list[BadSample]) -> None:
+    """What the shards hold that training will never meet, a JSON object a line; no file if there is nothing."""
+    path.unlink(missing_ok=True)
+    if bad:
+        path.write_text("".join(json.dumps(sample._asdict()) + "\n" for sample in bad), encoding="utf-8")
 
 
 def keep_lines(path: Path, count: int) -> None:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from braceexpand import braceexpand
 
-from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage
+from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy, as_lineage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION = "taxonTag.txt"
@@ -527,6 +527,12 @@ class ShardSet:
 
     def __len__(self) -> int:
         return int(self._start[-1])
+
+    def taxonomy(self) -> Taxonomy:
+        """The taxa of the samples' lineages, with their common names."""
+        used, first = np.unique(self._label, return_index=True)
+        lineages = [self.lineages[self.lineage_index[i]] for i in first]
+        return Taxonomy.from_lineages(lineages, [self._common[label] for label in used])
 
     def key(self, i: int) -> str:
         """The key of sample i."""

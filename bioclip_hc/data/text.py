@@ -44,7 +44,8 @@ class TextForm:
         """The text of one taxon."""
         path = taxonomy.path(taxon)
         if self.form == "name":
-            path = path[-2:] if taxonomy.rank[taxon] == rank_index("species") else path[-1:]
+            genus_and_species = taxonomy.lineages[taxon, rank_index("genus") :]
+            path = path[-2:] if (genus_and_species >= 0).all() else path[-1:]
         return self.template.replace("{}", self.separator.join(path))
 
     def to_dict(self) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _share(value: float | None) -> str:
 CSS = """
 :root{color-scheme:light dark}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 3rem;max-width:66rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 3rem;max-width:78rem;background:var(--paper);color:var(--ink);
 font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.6rem;line-height:1.25;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.5rem 0 .5rem;border-bottom:1px solid var(--faint)}
@@ -176,7 +176,7 @@ min-width:8rem;max-width:12rem;white-space:normal;overflow-wrap:break-word}
 tr.baseline td{background:var(--soft)}
 .grid{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));align-items:start}
 .grid+.grid{margin-top:2rem}
-figure{margin:0;max-width:30rem}
+figure{margin:0;max-width:34rem}
 figure h4{font-size:.95rem;margin:0 0 .4rem;overflow-wrap:anywhere}
 figure svg{display:block;width:100%;height:auto}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}

@@ -21,47 +21,61 @@ from torch import Tensor
 from bioclip_hc.kernels.objective import Objective, compute_dtype
 from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor, unit
 
-TILE = 1024  # B; about ten live (B, B) fp32 temporaries make the workspace 40 MiB
+TILE = 512  # B; about ten live (B, B) fp32 temporaries, and six (B, 512) ones, make the workspace 16 MiB
 
 
 @dataclass(frozen=True)
-class Side:
-    """Images or texts made ready for the product: rows of unit vectors, and per-row scalars of the polar form.
+class Rows:
+    """Some rows of one side, ready for the product: unit vectors, and per-row scalars of the polar form.
 
     KERNELS: with r = sqrt(c) d(0, x), s = sinh r, n the direction and h = |n|^2 / 2 of the rounded n,
     cosh(d) - 1 = (a_i b_j - b_i a_j)^2 / 2 + s_i s_j (h_i + h_j - <n_i, n_j>), a = e^{r/2}, b = e^{-r/2}.
     """
 
     n: Tensor  # (rows, D)
-    norm: Tensor  # (rows,) of the input vectors
-    r: Tensor  # (rows,); the fields below are empty for euclidean geometry
+    r: Tensor  # (rows,); this and the fields below are empty for euclidean geometry
     s: Tensor
     a: Tensor
     b: Tensor
     h: Tensor
 
-    def __getitem__(self, rows: Tensor | slice) -> Side:
-        pick = (lambda x: x[rows]) if isinstance(rows, slice) else (lambda x: x.index_select(0, rows))
-        return Side(*(pick(x) if len(x) else x for x in vars(self).values()))
+
+@dataclass(frozen=True)
+class Side:
+    """Images or texts as they came, and what little is kept of them: a few numbers a row."""
+
+    v: Tensor  # (rows, D), any float dtype
+    norm: Tensor  # (rows,)
+    r: Tensor  # (rows,) sqrt(c) d(0, x), empty for euclidean geometry
+    unit: bool  # v is taken as it is
+
+    def direction(self, rows: Tensor) -> Tensor:
+        """(b, D) unit vectors (or the vectors themselves) of some rows, in the compute dtype."""
+        v = self.v.index_select(0, rows).to(self.norm.dtype)
+        return v if self.unit else unit(v, self.norm[rows])
+
+    def __getitem__(self, rows: Tensor) -> Rows:
+        n = self.direction(rows)
+        if not len(self.r):
+            return Rows(n, self.r, self.r, self.r, self.r, self.r)
+        r = self.r[rows]
+        return Rows(n, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), n.square().sum(1).div_(2))
 
 
 def prepare(v: Tensor, curv: Tensor, geometry: str, space: str) -> Side:
-    """The pre-pass over one side, (rows, D): normalise, and take the scalars that the epilogue needs."""
-    v = v.to(compute_dtype(v))
-    norm = v.norm(dim=1)
-    n = unit(v, norm)
-    none = norm.new_empty(0)
+    """The pre-pass over one side, (rows, D)."""
+    dtype = compute_dtype(v)
+    norm = torch.linalg.vector_norm(v, dim=1, dtype=dtype)
     if geometry == "euclidean":
-        return Side(v if space == "unit" else n, norm, none, none, none, none, none)
+        return Side(v, norm, norm.new_empty(0), space == "unit")
     r = curv.sqrt() * norm
-    r = r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh()
-    return Side(n, norm, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), n.square().sum(1) / 2)
+    return Side(v, norm, r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh(), False)
 
 
 # -- epilogues: from a product tile to logits, and from W back ------------------------------------------------
 
 
-def _cosh_minus_one(S: Tensor, x: Side, y: Side) -> Tensor:
+def _cosh_minus_one(S: Tensor, x: Rows, y: Rows) -> Tensor:
     """u = cosh(d) - 1 of a tile; takes S's memory."""
     difference = torch.outer(x.a, y.b).sub_(torch.outer(x.b, y.a))
     u = S.neg_().add_(x.h[:, None]).add_(y.h)
@@ -69,7 +83,7 @@ def _cosh_minus_one(S: Tensor, x: Side, y: Side) -> Tensor:
     return u.addcmul_(difference, difference, value=0.5).clamp_(min=0)
 
 
-def _logits(x: Side, y: Side, scale: Tensor, curv: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
+def _logits(x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
     """Logits of a tile, and u for the way back (Lorentz only)."""
     S = x.n @ y.n.T
     if geometry == "euclidean":
@@ -88,7 +102,7 @@ class Gradient:
 
     @classmethod
     def zeros(cls, side: Side) -> Gradient:
-        return cls(torch.zeros_like(side.n), torch.zeros_like(side.norm))
+        return cls(torch.zeros_like(side.v, dtype=side.norm.dtype), torch.zeros_like(side.norm))
 
     def add(self, rows: Tensor, dn: Tensor, dr: Tensor | None = None) -> None:
         self.dn.index_add_(0, rows, dn)  # rows are distinct, so the order of the sum is fixed
@@ -97,7 +111,7 @@ class Gradient:
 
 
 def _lorentz_backward(
-    W: Tensor, u: Tensor, x: Side, y: Side, scale: Tensor, curv: Tensor
+    W: Tensor, u: Tensor, x: Rows, y: Rows, scale: Tensor, curv: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dn / s and dr of both sides of one tile. Takes W's memory."""
     root = (u + 2).mul_(u).sqrt_()
@@ -117,20 +131,28 @@ def _lorentz_backward(
     return dx, dy, drx, dry
 
 
-def _to_inputs(g: Gradient, side: Side, curv: Tensor, geometry: str, space: str) -> Tensor:
-    """Chain rule from unit vectors and radii to the vectors that came in, (rows, D)."""
-    if geometry == "euclidean" and space == "unit":
-        return g.dn
-    n, norm = side.n, side.norm
-    across = g.dn - n * (g.dn * n).sum(1, keepdim=True)
-    if geometry == "euclidean":
-        return unit(across, norm)
+def _to_inputs(g: Gradient, side: Side, curv: Tensor, geometry: str, space: str, tile: int) -> Tensor:
+    """Chain rule from unit vectors and radii to the vectors that came in, (rows, D); takes g's memory."""
+    if side.unit:
+        return g.dn.to(side.v.dtype)
     root = curv.sqrt()
-    if space == "hyperboloid":  # s / |x| = sqrt(c), dr/d|x| = sqrt(c) / cosh r
-        return root * (across + n * (g.dr / side.r.cosh())[:, None])
-    free = side.r < MAX_RADIUS  # beyond the clamp the radius no longer moves
-    s_over_norm = torch.where(free, root * sinhc(side.r), side.s / torch.where(free, 1, norm))
-    return s_over_norm[:, None] * across + root * n * (g.dr * free)[:, None]
+    everyone = torch.arange(len(side.v), device=side.v.device)
+    for start in range(0, len(everyone), tile):
+        part = slice(start, start + tile)
+        n = side.direction(everyone[part])
+        dn, norm = g.dn[part], side.norm[part]
+        dn.sub_(n * (dn * n).sum(1, keepdim=True))  # across the direction
+        if geometry == "euclidean":
+            dn.copy_(unit(dn, norm))
+            continue
+        r, dr = side.r[part], g.dr[part]
+        if space == "hyperboloid":  # s / |x| = sqrt(c), and dr/d|x| = sqrt(c) / cosh r
+            dn.mul_(root).addcmul_(n, (root * dr / r.cosh())[:, None])
+            continue
+        free = r < MAX_RADIUS  # beyond the clamp the radius no longer moves
+        s_over_norm = torch.where(free, root * sinhc(r), r.sinh() / torch.where(free, 1, norm))
+        dn.mul_(s_over_norm[:, None]).addcmul_(n, (root * dr * free)[:, None])
+    return g.dn.to(side.v.dtype)
 
 
 def _radius_curvature(g: Gradient, side: Side, space: str) -> Tensor:
@@ -285,9 +307,7 @@ def backward(
     if o.geometry == "lorentz":
         radii = _radius_curvature(gx, x, o.space) + _radius_curvature(gy, y, o.space)
         dcurv = ((radii - total) / (2 * curv)).to(curv.dtype)
-    dimage, dtext = (
-        _to_inputs(g, side, curv, o.geometry, o.space).to(v.dtype) for g, side, v in ((gx, x, image), (gy, y, text))
-    )
+    dimage, dtext = (_to_inputs(g, side, curv, o.geometry, o.space, tile) for g, side in ((gx, x), (gy, y)))
     return dimage, dtext, dscale, dcurv
 
 
@@ -318,9 +338,10 @@ def rank_topk(
             for cols in (text_rank == r).nonzero().flatten().split(tile)
             if len(cols)
         ]
-        for start in range(0, len(image), tile):
+        everyone = torch.arange(len(image), device=image.device)
+        for start in range(0, len(everyone), tile):
             rows = slice(start, start + tile)
-            xt = x[rows]
+            xt = x[everyone[rows]]
             for r, cols in parts:
                 l, _ = _logits(xt, y[cols], scale, curv, geometry)
                 _keep_best(score[rows, r], index[rows, r], l, cols)
@@ -378,7 +399,7 @@ def _topk_of_lists(
     index.view(-1)[flat] = indices[order][kept]
 
 
-def _pair_logits(x: Side, y: Side, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
+def _pair_logits(x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
     """(P,) logits of P pairs given as equally long sides."""
     S = (x.n * y.n).sum(1)
     if geometry == "euclidean":

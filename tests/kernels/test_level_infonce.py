@@ -357,7 +357,7 @@ def test_without_curvature_the_distance_is_euclids(backend, space):
 @each_backend
 @each_target
 def test_logits_hundreds_of_nats_apart(backend, targets):
-    """Rows and columns far below the largest logit of their tile keep sums of their own; a shared shift loses them."""
+    """Rows and columns far below their tile's largest logit keep their own sums; one shift for all loses them."""
     rows, cols = torch.tensor([0.0, -300.0, -900.0, 40.0]), torch.tensor([0.0, -250.0, -700.0, 30.0])
     l = rows[:, None] + cols + torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(4)

@@ -1,0 +1,204 @@
+"""Batches: the same samples, taxa, texts and pixels at every world size and worker count.
+
+# G images of the global batch, U texts, R ranks
+"""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bioclip_hc.data.decode import build_transform
+from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
+from bioclip_hc.data.samplers import BatchPlan
+from bioclip_hc.data.shards import Sample, ShardSet, write_shards
+from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+N, G = 22, 8
+BAD = 5  # this sample's image cannot be decoded
+PREPROCESS = {"size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def lineage(i):
+    """Three orders, six genera (none for every fifth), eleven species."""
+    genus = "" if i % 5 == 4 else f"Genus{i % 6}"
+    return ("Animalia", "", "Aves", f"Order{i % 3}", "", genus, f"species{i % 11}")
+
+
+def png(i):
+    pixels = np.random.default_rng(i).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    samples = [Sample(f"{i:04d}", png(i)[: 60 if i == BAD else None], lineage(i)) for i in range(N)]
+    return ShardSet(write_shards(samples, tmp_path_factory.mktemp("shards"), samples_per_shard=7))
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return Taxonomy.from_lineages(map(lineage, range(N)))
+
+
+def tokenizer(texts):
+    """Letters of each text, padded with 0."""
+    return torch.tensor([[ord(c) for c in text[:60]] + [0] * (60 - len(text)) for text in texts])
+
+
+@pytest.fixture
+def batches(shards, tree):
+    """batches(**options): TrainingBatches with random crops."""
+
+    def build(global_batch=G, seed=3, **options):
+        return TrainingBatches(
+            shards,
+            tree,
+            TaxonTokens(tree, TextForm("{}"), tokenizer),
+            build_transform(PREPROCESS, train=True),
+            BatchPlan(N, global_batch, seed),
+            **options,
+        )
+
+    return build
+
+
+def joined(parts):
+    """The parts of all processes as one: tokens as texts, the rest concatenated."""
+    return {
+        "images": torch.cat([part.images for part in parts]),
+        "image_taxa": torch.cat([part.image_taxa for part in parts]),
+        "text_rank": torch.cat([part.text_rank for part in parts]),
+        "text_taxon": torch.cat([part.text_taxon for part in parts]),
+        "indices": torch.cat([part.indices for part in parts]),
+        "texts": ["".join(chr(c) for c in row if c) for part in parts for row in part.tokens.tolist()],
+        "bad": [sample for part in parts for sample in part.bad],
+    }
+
+
+def assert_equal(one, two):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        same = torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name]
+        assert same, name
+
+
+STEPS = range(5)  # two epochs and a half
+
+
+@pytest.mark.parametrize("mode", ["all", "balanced", "uniform", "deepest"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_world_size_is_invisible(batches, mode, size):
+    alone = batches(mode=mode)
+    together = [batches(mode=mode, world_rank=rank, world_size=size) for rank in range(size)]
+    for step in STEPS:
+        assert_equal(joined([part[step] for part in together]), joined([alone[step]]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_are_invisible(batches, workers):
+    alone = [joined([batches()[step]]) for step in range(1, 5)]
+    loaded = [joined([batch]) for batch in batches().load(1, 5, workers)]
+    assert len(loaded) == 4
+    for one, two in zip(loaded, alone, strict=True):
+        assert_equal(one, two)
+
+
+def test_an_epoch_visits_samples_once_with_new_crops(batches):
+    data = batches(global_batch=11)
+    first, second = ([data[step] for step in steps] for steps in ((0, 1), (2, 3)))
+    assert sorted(torch.cat([b.indices for b in first]).tolist()) == list(range(N))
+    place = {int(i): x for b in first for i, x in zip(b.indices, b.images, strict=True)}
+    again = {int(i): x for b in second for i, x in zip(b.indices, b.images, strict=True)}
+    assert sum(torch.equal(place[i], again[i]) for i in place) < N / 2  # tiny pictures have few crops
+    assert place[0].shape == (3, 8, 8)
+
+
+def test_labels_and_texts_are_those_of_the_samples(batches, shards, tree):
+    for step in STEPS:
+        batch = batches()[step]
+        expected = []
+        for row, i in enumerate(batch.indices.tolist()):
+            names = shards.read(i).lineage
+            assert names == lineage(int(shards.key(i)))
+            taxa = [-1] * 7 if int(shards.key(i)) == BAD else tree.encode(names).tolist()
+            assert batch.image_taxa[row].tolist() == taxa
+            expected += [(r, t) for r, t in enumerate(tree.encode(names).tolist()) if t >= 0]
+        assert list(zip(batch.text_rank.tolist(), batch.text_taxon.tolist(), strict=True)) == sorted(set(expected))
+        texts = joined([batch])["texts"]
+        assert texts == [" ".join(tree.path(t)) for t in batch.text_taxon.tolist()]
+
+
+def test_an_unreadable_image_is_reported_and_not_supervised(batches, shards):
+    found = 0
+    for step in STEPS:
+        batch = batches()[step]
+        keys = [shards.key(i) for i in batch.indices.tolist()]
+        bad = [row for row, key in enumerate(keys) if key == f"{BAD:04d}"]
+        assert [sample.key for sample in batch.bad] == [f"{BAD:04d}"] * len(bad)
+        for row, sample in zip(bad, batch.bad, strict=True):
+            assert batch.image_taxa[row].tolist() == [-1] * 7
+            assert not batch.images[row].any()
+            assert sample.shard == str(shards.shard(int(batch.indices[row])))
+            assert sample.reason
+            found += 1
+        others = [row for row in range(G) if row not in bad]
+        assert (batch.image_taxa[others] >= 0).any(1).all()
+        assert batch.images[others].flatten(1).any(1).all()
+    assert found >= 1
+
+
+def test_a_batch_without_one_readable_image_stops_the_run(batches, monkeypatch):
+    monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
+    with pytest.raises(RuntimeError, match=r"none of 8 images of a batch could be read; the first: .*not JPEG"):
+        batches()[0]
+
+
+@pytest.mark.parametrize("mode", ["all", "balanced", "uniform", "deepest"])
+def test_only_named_ranks_supervise(batches, mode):
+    used = ("class", "genus")
+    off = [r for r, name in enumerate(RANKS) if name not in used]
+    seen = set()
+    for step in STEPS:
+        batch = batches(mode=mode, ranks=used)[step]
+        assert (batch.image_taxa[:, off] == -1).all()
+        seen |= set(batch.text_rank.tolist())
+        if mode != "all":
+            assert ((batch.image_taxa >= 0).sum(1) <= 1).all()
+    assert seen == {2, 5}
+
+
+def test_a_balanced_batch_needs_an_image_for_each_rank(batches):
+    with pytest.raises(ValueError, match="global batch of 6 is smaller than the 7 ranks"):
+        batches(mode="balanced", global_batch=6)
+    assert len(batches(mode="balanced", global_batch=6, ranks=RANKS[2:])[0].indices) == 6
+
+
+def test_more_processes_than_texts(batches):
+    parts = [batches(ranks=("kingdom",), world_rank=rank, world_size=4)[0] for rank in range(4)]
+    assert [len(part.text_taxon) for part in parts] == [1, 0, 0, 0]
+    assert parts[1].tokens.shape[0] == 0
+
+
+def test_unknown_ranks_and_batches_that_do_not_divide(batches):
+    with pytest.raises(ValueError, match="did you mean 'genus'"):
+        batches(ranks=("genuss",))
+    with pytest.raises(ValueError, match="global batch of 8 does not divide among 3"):
+        batches(world_size=3)[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_reads_every_readable_sample_in_order(shards, workers):
+    transform = build_transform(PREPROCESS, train=False)
+    parts = list(evaluation_batches(shards, transform, batch_size=6, workers=workers))
+    bad = next(i for i in range(N) if shards.key(i) == f"{BAD:04d}")
+    indices = torch.cat([part for part, _ in parts]).tolist()
+    assert indices == [i for i in range(N) if i != bad]
+    images = torch.cat([pixels for _, pixels in parts])
+    for i, pixels in zip(indices, images, strict=True):
+        assert torch.equal(pixels, transform(Image.open(io.BytesIO(png(int(shards.key(i))))).convert("RGB")))
