@@ -9,6 +9,7 @@ import argparse
 import csv
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,12 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 done with some images left out, 2 a mistake to mend."""
     options = parser().parse_args(arguments)
     try:
-        return options.command(options)
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `bioclip-hc ... | head`, who has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails once more
+        return 0
     except (ValueError, OSError) as error:
         print(f"bioclip-hc: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -192,7 +196,8 @@ def _embed(options: argparse.Namespace) -> int:
     model, preprocess, _ = load(options.model, device=_device(options.device))
     single = ((torch.tensor([i]), preprocess(image)[None]) for i, image in enumerate(pictures))
     _, embedding = embed_images(model, single)
-    np.savez(options.output, file_name=np.array(pictures.names), embedding=embedding.numpy())
+    with open(options.output, "wb") as file:  # given a name, savez would add .npz to it
+        np.savez(file, file_name=np.array(pictures.names), embedding=embedding.numpy())
     print(f"{len(embedding)} embeddings of {model.embed_dim} numbers in {options.output}")
     return 1 if pictures.failed else 0
 
@@ -252,13 +257,14 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
+    import numpy as np
+
     from bioclip_hc.data.shards import ShardSet
 
     shards = ShardSet(options.data)
     taxonomy = shards.taxonomy()
-    known = [0] * len(RANKS)
-    for i in shards.lineage_index:
-        known = [n + bool(name) for n, name in zip(known, shards.lineages[i], strict=True)]
+    samples = np.bincount(shards.lineage_index, minlength=len(shards.lineages))
+    known = samples @ np.array([[bool(name) for name in lineage] for lineage in shards.lineages])
     print(f"{len(shards)} samples in {len(shards.paths)} shards, {len(shards.bad)} unusable records")
     for r, name in enumerate(RANKS):
         print(

@@ -171,8 +171,9 @@ def serve() -> None:
     sys.path.insert(0, str(ROOT / "train"))
     import deepspeed  # noqa: F401  imported here so that the forks need not
     import torch
-    import train
     import tyro  # noqa: F401
+
+    import train
 
     torch.set_num_threads(1)
     children = set()

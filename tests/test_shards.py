@@ -172,7 +172,8 @@ def test_webdataset_reads_what_we_write(tmp_path):
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):
     one, other = (write_shards([sample(i) for i in range(3)], tmp_path / name) for name in "ab")
-    assert list(ShardSet(one).sha256().values()) == list(ShardSet(other).sha256().values())
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+    assert ShardSet(one).fingerprints() == ShardSet(other).fingerprints()
 
 
 @pytest.mark.parametrize(

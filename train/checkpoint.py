@@ -1,7 +1,7 @@
 """Sealed checkpoints: a folder counts only once its manifest of checksums is in it and it bears its final name.
 
     checkpoints/step-00000400/          DeepSpeed's files, random-<world rank>.pt, manifest.json
-    checkpoints/.step-00000400.partial  one being written; removed at the next start
+    checkpoints/.step-00000400.partial  one being written, or left by a kill; removed by the next save
 
 DeepSpeed's own `latest` file is not used: it is written in place, so that a kill can leave half of it.
 """
@@ -24,7 +24,9 @@ MANIFEST = "manifest.json"
 
 
 def save(engine: Any, folder: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of `step`; all processes call it. Keeps the newest `keep`.
+    """Write the checkpoint of `step`; all processes call it. Keeps the newest `keep` up to this one.
+
+    (A later one is a damaged one that the run was resumed before; it must not push out those that are whole.)
 
     Args:
         engine: the DeepSpeed engine.
@@ -35,7 +37,8 @@ def save(engine: Any, folder: Path, step: int, facts: dict[str, Any], keep: int)
     partial = folder / f".{final.name}.partial"
     first = engine.global_rank == 0
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".step-*.partial"):
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
     _barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
@@ -47,7 +50,7 @@ def save(engine: Any, folder: Path, step: int, facts: dict[str, Any], keep: int)
             shutil.rmtree(final)
         os.rename(partial, final)
         _sync(folder)
-        for old in complete(folder)[:-keep]:
+        for old in [path for path in complete(folder) if path.name <= final.name][:-keep]:
             shutil.rmtree(old)
     _barrier()
     return final

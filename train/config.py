@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import tomllib
 import types
@@ -201,6 +202,11 @@ def check(config: Config) -> Config:
         "run.precision = 'fp16' with run.zero_stage = 0 does not move the parameters in DeepSpeed; "
         "use zero_stage 1, 2 or 3, or precision bf16",
     )
+    for name in run.trackers:
+        _need(
+            importlib.util.find_spec(name),
+            f"run.trackers names {name!r}, which is not installed: pip install {name}",
+        )
     if loss.name == "clip":
         _need(model.geometry == "euclidean", "loss.name = 'clip' needs model.geometry = 'euclidean'")
         _need(data.sampler != "all", "loss.name = 'clip' takes one caption per image; set data.sampler to "

@@ -6,9 +6,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Journal:
@@ -31,7 +31,7 @@ class Journal:
         """Log one record; `progress_line` names the keys it needs."""
         self._write(record)
         for tracker in self._trackers:
-            tracker(record["step"], _numbers(record))
+            tracker.write(record["step"], _numbers(record))
         line = progress_line(record, self._total)
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
@@ -54,8 +54,10 @@ class Journal:
         print(f"{_newline()}{message}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the progress line and close the file."""
+        """End the progress line, flush the trackers and close the file."""
         print(_newline(), end="", file=sys.stderr, flush=True)
+        for tracker in self._trackers:
+            tracker.close()
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -83,7 +85,7 @@ def finite_or_none(value: float) -> float | None:
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Step records of a log, each step once (a resumed run repeats those after its checkpoint; the last counts)."""
     steps: dict[int, dict[str, Any]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the line at which a killed run was writing
@@ -114,7 +116,12 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def _tensorboard(folder: Path, config: dict[str, Any]) -> Any:
+class _Tracker(NamedTuple):
+    write: Callable[[int, dict[str, float]], object]
+    close: Callable[[], object]
+
+
+def _tensorboard(folder: Path, config: dict[str, Any]) -> _Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))
@@ -123,32 +130,29 @@ def _tensorboard(folder: Path, config: dict[str, Any]) -> Any:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
 
-    return write
+    return _Tracker(write, writer.close)  # what is not closed loses its last two minutes
 
 
-def _wandb(folder: Path, config: dict[str, Any]) -> Any:
+def _wandb(folder: Path, config: dict[str, Any]) -> _Tracker:
     return _hosted("wandb", folder, config)
 
 
-def _trackio(folder: Path, config: dict[str, Any]) -> Any:
+def _trackio(folder: Path, config: dict[str, Any]) -> _Tracker:
     return _hosted("trackio", folder, config)
 
 
-def _hosted(name: str, folder: Path, config: dict[str, Any]) -> Any:
+def _hosted(name: str, folder: Path, config: dict[str, Any]) -> _Tracker:
     """wandb, or trackio, which copies its interface."""
     import importlib
 
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"run.trackers names {name!r}, which is not installed: pip install {name}") from None
+    module = importlib.import_module(name)
     options = {"dir": str(folder)} if name == "wandb" else {}
     module.init(project="bioclip_hc", name=folder.name, config=config, **options)
 
     def write(step: int, numbers: dict[str, float]) -> None:
         module.log(numbers, step=step)
 
-    return write
+    return _Tracker(write, module.finish)
 
 
 _TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

@@ -38,6 +38,7 @@ from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 import checkpoint
+from card import model_card
 from config import Config, changed_keys, read_config
 from journal import Journal, finite_or_none
 
@@ -229,8 +230,8 @@ class Training:
         value = loss.item()
         if not math.isfinite(value):
             raise RuntimeError(
-                f"the loss is {value} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or use "
-                f"precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
+                f"the loss is {value} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or "
+                f"use precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
             )
         return value
 
@@ -262,6 +263,7 @@ class Training:
                 self.model.metadata.update(provenance(self.config, self.batches, used, quarantined, self.step))
                 folder = self.model.float().save_pretrained(self.output / "model")
                 self.batches.taxonomy.save(folder / "taxonomy.json")
+                (folder / "README.md").write_text(model_card(self.model), encoding="utf-8")
         dist.barrier()
         if self.journal:
             self.journal.event("end", step=self.step, model="model")
@@ -463,21 +465,31 @@ def gathered_parameters(parameters: list[torch.nn.Parameter], zero_stage: int) -
         yield
 
 
-def provenance(
-    config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int
-) -> dict[str, Any]:
+def provenance(config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int) -> dict[str, Any]:
     """What a model was made from."""
     return {
         "ranks": list(config.data.ranks),
-        "config": config.to_dict(),
+        "config": without_paths(config),
         "steps": step,
         "samples_used": used,
         "samples_quarantined": quarantined,
         "samples_unusable": len(batches.shards.bad),
-        "shards_sha256": {Path(path).name: digest for path, digest in batches.shards.sha256().items()},
+        "shards": batches.shards.fingerprints(),
+        "taxa": batches.taxonomy.size,
         "taxonomy_sha256": batches.taxonomy.sha256,
         "versions": versions(),
     }
+
+
+def without_paths(config: Config) -> dict[str, Any]:
+    """The configuration without the folders of the machine it ran on; files keep their names."""
+    table = config.to_dict()
+    for key in ("train", "taxonomy"):
+        del table["data"][key]
+    for key in ("architecture", "pretrained"):
+        table["model"][key] = Path(table["model"][key]).name
+    del table["run"]["output"]
+    return table
 
 
 def versions() -> dict[str, str]:
