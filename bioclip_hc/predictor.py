@@ -168,7 +168,7 @@ def read_taxonomy(folder: Path, taxonomy: str | Path | Taxonomy | None = None) -
     if isinstance(taxonomy, Taxonomy):
         return taxonomy
     if taxonomy is not None:
-        return Taxonomy.load(taxonomy) if str(taxonomy).endswith(".json") else Taxonomy.from_csv(taxonomy)
+        return Taxonomy.read(taxonomy)
     if not (folder / TAXONOMY).is_file():
         raise FileNotFoundError(f"{folder} has no {TAXONOMY}; name a table of taxa (columns {', '.join(RANKS)})")
     return Taxonomy.load(folder / TAXONOMY)

@@ -150,6 +150,11 @@ class Taxonomy:
     # -- reading and writing ------------------------------------------------------------------------------
 
     @classmethod
+    def read(cls, path: str | Path) -> Taxonomy:
+        """A saved taxonomy (.json) or a table (anything else); raises as `load` and `from_csv` do."""
+        return cls.load(path) if str(path).endswith(".json") else cls.from_csv(path)
+
+    @classmethod
     def from_lineages(
         cls,
         lineages: Iterable[Mapping[str, str | None] | Sequence[str | None]],

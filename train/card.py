@@ -1,10 +1,20 @@
-"""The model card that goes into every exported folder."""
+"""What a model was made from, and the card that says so in every exported folder."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+
+import bioclip_hc
+from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.model import HierarchicalCLIP
+
+from config import Config
 
 CARD = """---
 library_name: open_clip
@@ -62,3 +72,45 @@ def model_card(model: HierarchicalCLIP) -> str:
         taxonomy=facts["taxonomy_sha256"],
         facts=json.dumps({key: facts[key] for key in ("config", "versions", "shards")}, indent=1),
     )
+
+
+def provenance(config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int) -> dict[str, Any]:
+    """What a model was made from."""
+    return {
+        "ranks": list(config.data.ranks),
+        "config": without_paths(config),
+        "steps": step,
+        "samples_used": used,
+        "samples_quarantined": quarantined,
+        "samples_unusable": len(batches.shards.bad),
+        "shards": batches.shards.fingerprints(),
+        "taxa": batches.taxonomy.size,
+        "taxonomy_sha256": batches.taxonomy.sha256,
+        "versions": versions(),
+    }
+
+
+def without_paths(config: Config) -> dict[str, Any]:
+    """The configuration without the folders of the machine it ran on; files keep their names."""
+    table = config.to_dict()
+    for key in ("train", "taxonomy"):
+        del table["data"][key]
+    for key in ("architecture", "pretrained"):
+        table["model"][key] = Path(table["model"][key]).name
+    del table["run"]["output"]
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    import deepspeed
+    import open_clip
+
+    modules = {
+        "torch": torch,
+        "deepspeed": deepspeed,
+        "open_clip": open_clip,
+        "numpy": np,
+        "bioclip_hc": bioclip_hc,
+    }
+    return {"python": sys.version.split()[0], **{name: str(module.__version__) for name, module in modules.items()}}

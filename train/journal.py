@@ -23,6 +23,8 @@ class Journal:
 
     def __init__(self, folder: Path, config: dict[str, Any], trackers: Sequence[str], total_steps: int) -> None:
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        if self._file.tell():
+            self._file.write("\n")  # a killed run may have left half a line; what follows must not join it
         self._trackers = [_TRACKERS[name](folder, config) for name in trackers]
         self._total = total_steps
         self._warned: set[str] = set()

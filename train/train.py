@@ -10,10 +10,10 @@ SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
+import random
 import signal
 import socket
 import sys
@@ -27,20 +27,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-import bioclip_hc
-from bioclip_hc.data.decode import build_transform
-from bioclip_hc.data.loader import Batch, TrainingBatches
-from bioclip_hc.data.samplers import BatchPlan, local_slice
-from bioclip_hc.data.shards import BadSample, Quarantine, ShardSet
-from bioclip_hc.data.text import TaxonTokens, TextForm
-from bioclip_hc.losses import LevelContrastiveLoss, LossOutput, MixedRankClipLoss
-from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
-from bioclip_hc.taxonomy import RANKS, Taxonomy
+from bioclip_hc.data.loader import Batch
+from bioclip_hc.data.samplers import local_slice
+from bioclip_hc.data.shards import BadSample, Quarantine
+from bioclip_hc.losses import LossOutput
+from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
-from card import model_card
+from card import model_card, provenance, versions
 from config import Config, changed_keys, read_config
+from engine import full_state, gathered_parameters, start_engine
 from journal import Journal, finite_or_none
+from parts import build_batches, build_loss, build_model
 
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
 
@@ -258,12 +256,14 @@ class Training:
     def export(self) -> None:
         """The trained model as an open_clip folder, with its taxonomy beside it."""
         used, quarantined = np.sum(self.counts(), axis=0).tolist()
-        with gathered_parameters(list(self.model.parameters()), self.config.run.zero_stage):
-            if self.world_rank == 0:
-                self.model.metadata.update(provenance(self.config, self.batches, used, quarantined, self.step))
-                folder = self.model.float().save_pretrained(self.output / "model")
-                self.batches.taxonomy.save(folder / "taxonomy.json")
-                (folder / "README.md").write_text(model_card(self.model), encoding="utf-8")
+        state = full_state(self.model, self.config.run.precision, self.config.run.zero_stage)
+        if self.world_rank == 0:
+            model = build_model(self.config)  # a plain one: DeepSpeed's hooks would shard this one again at a call
+            model.load_state_dict(state)
+            model.metadata.update(provenance(self.config, self.batches, used, quarantined, self.step))
+            folder = model.save_pretrained(self.output / "model")
+            self.batches.taxonomy.save(folder / "taxonomy.json")
+            (folder / "README.md").write_text(model_card(model), encoding="utf-8")
         dist.barrier()
         if self.journal:
             self.journal.event("end", step=self.step, model="model")
@@ -311,7 +311,7 @@ class Clock:
         return speed, waiting
 
 
-# -- the parts of a run -----------------------------------------------------------------------------------
+# -- the folder of a run -----------------------------------------------------------------------------------
 
 
 def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | None, list[str]]:
@@ -345,168 +345,6 @@ def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | Non
     return saved, problems
 
 
-def build_model(config: Config) -> HierarchicalCLIP:
-    """The model, with what evaluation must know of its training in its metadata."""
-    m = config.model
-    model = create_model(
-        m.architecture,
-        m.pretrained or None,
-        geometry=m.geometry,
-        curv=m.curv,
-        learnable_curv=m.learnable_curv,
-        logit_scale=m.logit_scale or None,
-    )
-    model.clip.set_grad_checkpointing(m.grad_checkpointing)
-    model.metadata["text"] = TextForm(config.data.template, config.data.form).to_dict()
-    return model
-
-
-def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, world_size: int) -> TrainingBatches:
-    """Shards, taxonomy, texts and the plan of the run's batches."""
-    d = config.data
-    shards = ShardSet([spec.strip() for spec in d.train.split(",")])
-    taxonomy = read_taxonomy(d.taxonomy) if d.taxonomy else shards.taxonomy()
-    batches = TrainingBatches(
-        shards,
-        taxonomy,
-        TaxonTokens(taxonomy, TextForm(d.template, d.form), get_tokenizer(config.model.architecture)),
-        build_transform(model.preprocess_cfg, train=True, augmentation=d.augmentation or None),
-        BatchPlan(len(shards), config.optim.global_batch, config.run.seed),
-        d.sampler,
-        d.ranks,
-        world_rank,
-        world_size,
-    )
-    bad, seen = len(shards.bad), len(shards.bad) + len(shards)
-    if bad > d.quarantine_limit * seen:
-        raise ValueError(
-            f"{bad} of {seen} samples of {d.train} are unusable, more than data.quarantine_limit = "
-            f"{d.quarantine_limit}; the first: {shards.bad[0].shard}, {shards.bad[0].key!r}: {shards.bad[0].reason}"
-        )
-    if not (batches.taxa_of(np.arange(len(shards))) >= 0).any():
-        raise ValueError(
-            f"no sample of {d.train} has a taxon at the ranks {', '.join(d.ranks)} in "
-            f"{d.taxonomy or 'its lineages'}; is it the taxonomy of these shards?"
-        )
-    return batches
-
-
-def read_taxonomy(path: str) -> Taxonomy:
-    """A taxonomy from a table or a saved file."""
-    return Taxonomy.load(path) if path.endswith(".json") else Taxonomy.from_csv(path)
-
-
-def build_loss(config: Config) -> LevelContrastiveLoss:
-    """The objective."""
-    options = dataclasses.asdict(config.loss)
-    name = options.pop("name")
-    return (
-        MixedRankClipLoss() if name == "clip" else LevelContrastiveLoss(geometry=config.model.geometry, **options)
-    )
-
-
-def start_engine(model: HierarchicalCLIP, config: Config, steps: int) -> tuple[Any, Any]:
-    """DeepSpeed's engine around the model, and the learning-rate schedule."""
-    import deepspeed
-
-    if not torch.cuda.is_available():
-        # its shared-memory collectives take 37 s and a compiler to build at first use; gloo serves
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    o = config.optim
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, o.weight_decay), lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, o.warmup, steps))
-    engine, _, _, schedule = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config)
-    )
-    return engine, schedule
-
-
-def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's own configuration of a run."""
-    precision = config.run.precision
-    return {
-        "train_batch_size": config.optim.global_batch,
-        "gradient_accumulation_steps": 1,  # negatives come from the whole batch; there is nothing to accumulate
-        "gradient_clipping": config.optim.grad_clip,  # DeepSpeed clips at 1.0 when the key is missing
-        "zero_optimization": {"stage": config.run.zero_stage},
-        "fp16": {"enabled": precision == "fp16"},
-        "bf16": {"enabled": precision == "bf16"},
-        "steps_per_print": sys.maxsize,
-    }
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: scalars, biases and norms do not decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    free = [p for _, p in named if p.ndim < 2]
-    decayed = [p for _, p in named if p.ndim >= 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def lr_share(step: int, warmup: int, steps: int) -> float:
-    """Share of the maximum learning rate at a step: linear warm-up, then a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-@contextmanager
-def gathered_parameters(parameters: list[torch.nn.Parameter], zero_stage: int) -> Iterator[None]:
-    """Inside, these parameters are whole on every process, which under ZeRO-3 they otherwise are not."""
-    if zero_stage < 3:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters):
-        yield
-
-
-def provenance(config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int) -> dict[str, Any]:
-    """What a model was made from."""
-    return {
-        "ranks": list(config.data.ranks),
-        "config": without_paths(config),
-        "steps": step,
-        "samples_used": used,
-        "samples_quarantined": quarantined,
-        "samples_unusable": len(batches.shards.bad),
-        "shards": batches.shards.fingerprints(),
-        "taxa": batches.taxonomy.size,
-        "taxonomy_sha256": batches.taxonomy.sha256,
-        "versions": versions(),
-    }
-
-
-def without_paths(config: Config) -> dict[str, Any]:
-    """The configuration without the folders of the machine it ran on; files keep their names."""
-    table = config.to_dict()
-    for key in ("train", "taxonomy"):
-        del table["data"][key]
-    for key in ("architecture", "pretrained"):
-        table["model"][key] = Path(table["model"][key]).name
-    del table["run"]["output"]
-    return table
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
-    import deepspeed
-    import open_clip
-
-    modules = {
-        "torch": torch,
-        "deepspeed": deepspeed,
-        "open_clip": open_clip,
-        "numpy": np,
-        "bioclip_hc": bioclip_hc,
-    }
-    return {"python": sys.version.split()[0], **{name: str(module.__version__) for name, module in modules.items()}}
-
-
 def write_config(path: Path, config: Config) -> None:
     """Whole or not at all: the file marks the folder as this run's."""
     aside = path.with_name(f".{path.name}")
@@ -532,6 +370,7 @@ def seed_everything(seed: int) -> None:
     """The same initial weights on every process; drawing inside the towers (patch dropout) follows."""
     torch.manual_seed(seed)
     np.random.seed(seed)
+    random.seed(seed)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ class TrainingBatches(Dataset):
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: drawing from the global one would shift a resumed run
         )
         return iter(loader)
 

@@ -1,0 +1,56 @@
+"""Two processes through torchrun train as one does, and a run of two resumes as two."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from small_run import ROOT, arguments, environment, write_setup
+
+from journal import read_log
+
+
+def torchrun(setup, output, *more, code=0):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(ROOT / "train" / "train.py"), *arguments(setup, output, *more)]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert (run.returncode == 0) == (code == 0), run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    return write_setup(tmp_path_factory.mktemp("two"))
+
+
+def test_two_processes_are_one(setup, tmp_path):
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    command = [sys.executable, str(ROOT / "train" / "train.py"), *arguments(setup, alone)]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    torchrun(setup, two, "--run.stop-after", "6")
+    torchrun(setup, two, "--resume")
+    logs = [{r["step"]: r for r in read_log(run / "log.jsonl")} for run in (alone, two)]
+    assert logs[0].keys() == logs[1].keys()
+    assert logs[0][1]["loss"] == pytest.approx(logs[1][1]["loss"], abs=2e-6)  # before any update
+    for step, record in logs[0].items():  # later ones follow sums in another order
+        assert record["loss"] == pytest.approx(logs[1][step]["loss"], abs=2e-3)
+        assert record["used"] == logs[1][step]["used"]
+    first, second = (load_file(run / "model" / "open_clip_model.safetensors") for run in (alone, two))
+    for name, tensor in first.items():
+        assert (tensor - second[name]).abs().max() < 2e-3, name  # a tenth of what twelve steps of 1e-3 can move
+
+
+def test_another_number_of_processes_is_refused(setup, tmp_path):
+    output = tmp_path / "run"
+    torchrun(setup, output, "--run.stop-after", "4")
+    command = [sys.executable, str(ROOT / "train" / "train.py"), *arguments(setup, output, "--resume")]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "was written by 2 processes and cannot be resumed by 1" in run.stderr
+    assert json.loads((output / "config.json").read_text())  # nothing lost
+
+
+def test_a_batch_that_does_not_divide_is_refused(setup, tmp_path):
+    printed = torchrun(setup, tmp_path / "run", "--optim.global-batch", "13", code=2)
+    assert "a global batch of 13 does not divide among 2 processes" in printed

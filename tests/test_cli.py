@@ -1,0 +1,146 @@
+"""bioclip-hc from the command line, on a small model and small shards."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
+
+from bioclip_hc.cli import main
+from bioclip_hc.model import create_model
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with model/, shards/, photos/ and labels.csv."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.json").write_text(json.dumps(ARCHITECTURES["tiny"]))
+    torch.manual_seed(0)
+    create_model(folder / "tiny.json").save_pretrained(folder / "model")
+    Taxonomy.from_lineages(LINEAGES).save(folder / "model" / "taxonomy.json")
+    write_pictures(folder / "shards", 24)
+    (folder / "photos").mkdir()
+    with (folder / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["filepath", *RANKS, "common_name"])
+        for i in range(12):
+            (folder / "photos" / f"bird {i}.jpg").write_bytes(picture(i))
+            table.writerow([f"photos/bird {i}.jpg", *LINEAGES[i % 6], ""])
+    return folder
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from bioclip_hc.cli import parser; parser().format_help(); "
+        "sys.exit('torch' in sys.modules or 'triton' in sys.modules or 'deepspeed' in sys.modules)"
+    )
+    assert subprocess.call([sys.executable, "-c", code], env=environment()) == 0
+
+
+def test_predict_in_three_formats(capsys, place):
+    words = ("predict", "--model", place / "model", place / "photos", "--rank", "order", "--k", "2")
+    code, table, _ = run(capsys, *words)
+    assert code == 0
+    assert table.count("bird ") == 12
+    code, text, _ = run(capsys, *words, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 24
+    assert list(rows[0]) == ["file_name", *RANKS, "common_name", "rank", "score"]
+    code, lines, _ = run(capsys, *words, "--format", "json")
+    assert [json.loads(line)["file_name"] for line in lines.splitlines()] == [row["file_name"] for row in rows]
+
+
+def test_an_unreadable_picture_is_left_out_and_told(capsys, place, tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    picture_path = place / "photos" / "bird 1.jpg"
+    code, out, err = run(capsys, "predict", "--model", place / "model", tmp_path / "page.jpg", picture_path)
+    assert code == 1
+    assert "page.jpg" in err
+    assert str(picture_path) in out
+    assert "page.jpg" not in out
+
+
+def test_embed(capsys, place, tmp_path):
+    code, _, _ = run(capsys, "embed", "--model", place / "model", place / "photos", "--output", tmp_path / "e.npz")
+    assert code == 0
+    with np.load(tmp_path / "e.npz") as content:
+        assert content["embedding"].shape == (12, 16)
+        assert len(content["file_name"]) == 12
+
+
+def test_evaluate_writes_a_report(capsys, place, tmp_path):
+    words = ("evaluate", "--model", place / "model", "--data", place / "shards", "--output", tmp_path / "report")
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "coarse-to-fine" in out
+    assert "top-down" in out
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert (tmp_path / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_build_and_info(capsys, place, tmp_path):
+    words = ("shards", "build", tmp_path / "out", "--csv", place / "labels.csv", "--holdout", "0.5")
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "train: 6 photographs" in out
+    assert "heldout: 6 photographs" in out
+    code, out, _ = run(capsys, "shards", "info", tmp_path / "out" / "train")
+    assert code == 0
+    assert "6 samples" in out
+    code, _, err = run(capsys, *words)  # again, over what is there
+    assert code == 2
+    assert str(tmp_path / "out" / "train") in err
+
+
+def test_a_broken_photograph_does_not_stop_a_build(capsys, place, tmp_path):
+    text = (place / "labels.csv").read_text().replace("photos/", f"{place}/photos/")
+    (tmp_path / "labels.csv").write_text(text.replace(f"{place}/photos/bird 3.jpg", "torn.jpg"))
+    (tmp_path / "torn.jpg").write_bytes(picture(0)[:50])
+    code, out, err = run(capsys, "shards", "build", tmp_path / "out", "--csv", tmp_path / "labels.csv")
+    assert code == 1
+    assert "11 photographs" in out
+    assert "torn.jpg" in err
+
+
+def test_doctor(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "self-check" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "--model", "nowhere", "x.jpg"], "nowhere"),
+        (["evaluate", "--model", "MODEL", "--data", "nowhere"], "nowhere"),
+        (["predict", "--model", "MODEL", "PHOTOS", "--k", "0"], "k must be at least 1"),
+        (["predict", "--model", "MODEL", "EMPTY"], "no pictures"),
+        (["shards", "build", "OUT", "--csv", "nowhere.csv"], "nowhere.csv"),
+        (["shards", "build", "OUT", "--folders", "EMPTY"], "no folders"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(capsys, place, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    known = {
+        "MODEL": place / "model",
+        "PHOTOS": place / "photos",
+        "EMPTY": tmp_path / "empty",
+        "OUT": tmp_path / "o",
+    }
+    code, _, err = run(capsys, *(known.get(word, word) for word in words))
+    assert code == 2
+    assert message in err
+    assert err.startswith("bioclip-hc: ")
+    assert len(err.strip().splitlines()) == 1
