@@ -29,7 +29,9 @@ lint: install            ## style and types
 	$(BIN)/mypy
 
 bench: install           ## time and peak memory as ratios to peers, with a machine card
+	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-json benchmarks/results/latest.json
+	$(BIN)/python benchmarks/compare.py benchmarks/results/latest.json
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
