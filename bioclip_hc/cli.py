@@ -215,7 +215,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = resolve_folder(options.model)
     taxonomy = read_taxonomy(folder, options.taxonomy)
     model, preprocess, tokenizer = load(folder, device=_device(options.device))
-    outcome = evaluate(model, preprocess, tokenizer, ShardSet(options.data), taxonomy)
+    shards = ShardSet(options.data)
+    unresolved, first = shards.unresolved(taxonomy)
+    if unresolved:
+        print(
+            f"bioclip-hc: {unresolved} of {len(shards)} samples name taxa that the taxonomy lacks, and count "
+            f"only at the ranks above them; the first: {' > '.join(filter(None, first or ()))}",
+            file=sys.stderr,
+        )
+    outcome = evaluate(model, preprocess, tokenizer, shards, taxonomy)
     rows = [Row("chance", "", options.data, chance(outcome.truth, taxonomy))]
     rows += [Row(folder.name, protocol, options.data, s) for protocol, s in outcome.scores().items()]
     report = Report(f"{options.model} on {options.data}", rows)

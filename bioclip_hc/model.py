@@ -185,6 +185,8 @@ class HierarchicalCLIP(nn.Module):
         clip, model_cfg = _load_clip(folder)
         pretrained_scale = clip.logit_scale.exp().item()
         if not (folder / SIDECAR).is_file():
+            if (folder / SIDECAR_TENSORS).is_file():
+                raise ValueError(f"{folder} has {SIDECAR_TENSORS} but no {SIDECAR}, which says what its space is")
             return cls(clip, Euclidean(), model_cfg, pretrained_scale)
         sidecar = read_sidecar(folder)
         manifold = make_manifold(sidecar["geometry"], sidecar["curv_start"], sidecar["learnable_curv"])

@@ -59,7 +59,7 @@ def as_lineage(value: Mapping[str, str | None] | Sequence[str | None]) -> Lineag
 
 def unknown_rank_message(name: str) -> str:
     """An error text for a rank that does not exist, with the nearest one that does."""
-    close = difflib.get_close_matches(str(name).lower(), RANKS, n=1)
+    close = difflib.get_close_matches(str(name).lower(), RANKS, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown rank {name!r}{hint} (ranks: {', '.join(RANKS)})"
 

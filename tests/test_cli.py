@@ -90,6 +90,23 @@ def test_evaluate_writes_a_report(capsys, place, tmp_path):
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_labels_that_the_taxonomy_lacks_are_told(capsys, place, tmp_path):
+    (tmp_path / "plants.csv").write_text("\ufeff" + ",".join(RANKS) + "\r\nPlantae,,,,,,\r\n")
+    words = (
+        "evaluate",
+        "--model",
+        place / "model",
+        "--data",
+        place / "shards",
+        "--taxonomy",
+        tmp_path / "plants.csv",
+    )
+    code, _, err = run(capsys, *words)
+    assert code == 0
+    assert "24 of 24 samples name taxa that the taxonomy lacks" in err
+    assert "Animalia > Chordata" in err
+
+
 def test_build_and_info(capsys, place, tmp_path):
     words = ("shards", "build", tmp_path / "out", "--csv", place / "labels.csv", "--holdout", "0.5")
     code, out, _ = run(capsys, *words)

@@ -119,7 +119,7 @@ def test_what_is_not_toml(tmp_path, content):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.toml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.toml is not a file"):
         read_config(tmp_path / "nowhere.toml")
 
 

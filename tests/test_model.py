@@ -289,6 +289,13 @@ def test_a_corrupt_sidecar(make, tmp_path, content):
         HierarchicalCLIP.from_pretrained(tmp_path / "m")
 
 
+def test_tensors_without_their_description(make, tmp_path):
+    make().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / SIDECAR).unlink()
+    with pytest.raises(ValueError, match="which says what its space is"):
+        HierarchicalCLIP.from_pretrained(tmp_path / "m")
+
+
 def test_corrupt_or_foreign_sidecar_tensors(make, tmp_path):
     make().save_pretrained(tmp_path / "m")
     make("custom_text").save_pretrained(tmp_path / "other")

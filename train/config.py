@@ -150,7 +150,7 @@ def read_config(path: str | Path, arguments: list[str] | None = None) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"configuration {path} does not exist")
+        raise FileNotFoundError(f"configuration {path} is not a file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -125,6 +125,13 @@ class Training:
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
+            unresolved, first = self.batches.shards.unresolved(self.batches.taxonomy)
+            if unresolved:
+                self.journal.warn_once(
+                    "unresolved",
+                    f"{unresolved} of {len(self.batches.shards)} samples name taxa that the taxonomy lacks, and "
+                    f"teach only the ranks above them; the first: {' > '.join(filter(None, first or ()))}",
+                )
             for problem in skipped:
                 self.journal.warn_once(problem, f"damaged checkpoint left aside: {problem}")
         if saved is not None:

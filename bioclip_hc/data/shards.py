@@ -534,6 +534,13 @@ class ShardSet:
         lineages = [self.lineages[self.lineage_index[i]] for i in first]
         return Taxonomy.from_lineages(lineages, [self._common[label] for label in used])
 
+    def unresolved(self, taxonomy: Taxonomy) -> tuple[int, Lineage | None]:
+        """How many samples name a taxon that the taxonomy lacks, and the first such lineage."""
+        named = np.array([[bool(name) for name in lineage] for lineage in self.lineages])
+        lacks = np.any(named & (taxonomy.encode_many(self.lineages) < 0), axis=1)
+        first = self.lineages[int(lacks.argmax())] if lacks.any() else None
+        return int(lacks[self.lineage_index].sum()), first
+
     def key(self, i: int) -> str:
         """The key of sample i."""
         shard = self._shard_number(i)
