@@ -234,7 +234,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         report.to_json(output / "report.json")
         report.to_html(output / "report.html")
         print(f"report: {output / 'report.html'}")
-    return 0
+    unreadable = len(shards) - len(outcome.indices)
+    if unreadable:
+        print(f"bioclip-hc: left out {unreadable} of {len(shards)} images, which cannot be read", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def _build(options: argparse.Namespace) -> int:

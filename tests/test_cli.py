@@ -121,6 +121,29 @@ def test_build_and_info(capsys, place, tmp_path):
     assert str(tmp_path / "out" / "train") in err
 
 
+def test_build_from_folders(capsys, place, tmp_path):
+    for i, lineage in enumerate(LINEAGES[:3]):
+        folder = tmp_path / "photos" / "_".join([f"{i:05d}", *lineage])
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").write_bytes(picture(i))
+    code, out, _ = run(capsys, "shards", "build", tmp_path / "out", "--folders", tmp_path / "photos")
+    assert (code, "3 photographs" in out) == (0, True)
+    _, out, _ = run(capsys, "shards", "info", tmp_path / "out")
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("  ")] == [
+        [rank, str(len({lineage[: r + 1] for lineage in LINEAGES[:3]}))] for r, rank in enumerate(RANKS)
+    ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place):
+    """`bioclip-hc shards info ... | head -n 0`: the pipe is closed before anything is written."""
+    command = [sys.executable, "-m", "bioclip_hc.cli", "shards", "info", str(place / "shards")]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
 def test_a_broken_photograph_does_not_stop_a_build(capsys, place, tmp_path):
     text = (place / "labels.csv").read_text().replace("photos/", f"{place}/photos/")
     (tmp_path / "labels.csv").write_text(text.replace(f"{place}/photos/bird 3.jpg", "torn.jpg"))

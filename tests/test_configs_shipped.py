@@ -31,6 +31,22 @@ def test_the_recipes_are_the_published_ones():
         assert not config.model.learnable_curv
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "train" / "launch").iterdir()), ids=lambda path: path.name)
+def test_launch_scripts_parse(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_one_node_passes_its_arguments_on(tmp_path):
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$(dirname "$0")/call"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    script = ROOT / "train" / "launch" / "one_node.sh"
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", str(script), "run.toml", "--data.train", "two words"], env=env, check=True)
+    call = (tmp_path / "call").read_text().splitlines()
+    assert os.path.samefile(call[-4], ROOT / "train" / "train.py")
+    assert call[-3:] == ["run.toml", "--data.train", "two words"]
+
+
 @pytest.mark.parametrize(
     ("code", "restarts", "ends", "requeued"), [(143, "0", 0, True), (0, "1", 0, False), (1, "0", 1, False)]
 )

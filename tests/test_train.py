@@ -103,7 +103,13 @@ def assert_same_run(a, b):
 
 
 def test_a_run_leaves_what_it_promises(whole):
-    assert sorted(p.name for p in whole.iterdir()) == ["checkpoints", "config.json", "log.jsonl", "model"]
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "inputs.json",
+        "log.jsonl",
+        "model",
+    ]
     log = read_log(whole / "log.jsonl")
     assert [r["step"] for r in log] == list(range(1, STEPS + 1))
     assert [r["used"] for r in log] == [12 * s for s in range(1, STEPS + 1)]
@@ -127,6 +133,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(setup, dropout, whole, tmp_p
         assert (output / "model").exists() == (stop == 0)
     assert [r["step"] for r in events(output, "resume")] == list(stops)
     assert_same_run(whole, output)
+
+
+def test_a_run_does_not_go_on_with_other_data(setup, tmp_path):
+    shards, output = write_pictures(tmp_path / "shards"), tmp_path / "run"
+    finish(setup, output, "--data.train", str(shards), "--run.stop-after", "4")
+    (shards / "shard-000002.tar").rename(tmp_path / "elsewhere.tar")
+    printed = finish(setup, output, "--data.train", str(shards), "--resume", code=2)
+    assert "shards changed since the run in" in printed
+    (tmp_path / "elsewhere.tar").rename(shards / "shard-000002.tar")
+    finish(setup, output, "--data.train", str(shards), "--resume")
 
 
 def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(setup, dropout, whole, tmp_path):
@@ -298,7 +314,7 @@ def test_broken_images_are_set_aside_and_counted(setup, tmp_path):
 def test_too_many_broken_images_stop_the_run(setup, tmp_path):
     write_pictures(tmp_path / "shards", broken=range(10))
     output = tmp_path / "run"
-    printed = finish(setup, output, "--data.train", str(tmp_path / "shards"), "--optim.epochs", "9", code=1)
+    printed = finish(setup, output, "--data.train", str(tmp_path / "shards"), "--optim.epochs", "9", code=2)
     assert "samples were quarantined, more than the limit of 10%; the last: " in printed
     log = read_log(output / "log.jsonl")
     assert 8 <= log[-1]["step"] <= 10  # from the hundredth sample on a share means something
@@ -450,6 +466,9 @@ def test_a_checkpoint_of_another_architecture(setup, tmp_path, stage):
     (work / "tiny.json").write_text(json.dumps(wider))
     checkpoints = contents(work / "run" / "checkpoints")
     printed = finish(work, work / "run", *more, "--resume", code=2)
+    assert_one_line(printed, ["architecture changed since the run in"])
+    (work / "run" / "inputs.json").unlink()  # a run of before this was recorded: the weights tell
+    printed = finish(work, work / "run", *more, "--resume", code=2)
     assert_one_line(printed, ["step-00000001 is a checkpoint of another architecture: "])
     assert contents(work / "run" / "checkpoints") == checkpoints
 
@@ -466,7 +485,7 @@ def test_without_a_configuration_it_explains_itself(setup):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(setup, tmp_path):
     output = tmp_path / "run"
     more = ("--optim.lr", "1e30", "--optim.warmup", "0", "--run.log-every", "5", "--run.save-every", "3")
-    printed = finish(setup, output, *more, code=1)
+    printed = finish(setup, output, *more, code=2)
     assert "the loss is nan at step 3; lower optim.lr" in printed
     assert not list((output / "checkpoints").glob("step-*"))
 

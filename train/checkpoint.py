@@ -89,30 +89,34 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints that bear a manifest, oldest first; their contents are not checked."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    """Checkpoints that bear their final names, oldest first; their contents are not checked."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint's files, "" if nothing is."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, digest in files.items():
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("sha256") != _sha256_of_json(manifest):
+            return f"{MANIFEST} does not match its own checksum"
+        for name, digest in manifest["files"].items():
             if _sha256(path / name) != digest:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def _seal(partial: Path, facts: dict[str, Any]) -> None:
-    """Bring every file to disk, then write the manifest of their checksums, whole or not at all."""
+    """Bring every file to disk, then write the manifest of their checksums and its own, whole or not at all."""
     files = {}
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):
         _sync(path)
         files[str(path.relative_to(partial))] = _sha256(path)
     temporary = partial / f".{MANIFEST}"
-    temporary.write_text(json.dumps({"facts": facts, "files": files}, indent=1), encoding="utf-8")
+    manifest: dict[str, Any] = {"facts": facts, "files": files}
+    manifest["sha256"] = _sha256_of_json(manifest)
+    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _sync(temporary)
     os.replace(temporary, partial / MANIFEST)
     _sync(partial)
@@ -121,6 +125,10 @@ def _seal(partial: Path, facts: dict[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_json(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -22,8 +22,10 @@ class Journal:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], trackers: Sequence[str], total_steps: int) -> None:
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        if self._file.tell():
+        path = folder / "log.jsonl"
+        torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
             self._file.write("\n")  # a killed run may have left half a line; what follows must not join it
         self._trackers = [_TRACKERS[name](folder, config) for name in trackers]
         self._total = total_steps

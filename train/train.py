@@ -27,10 +27,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bioclip_hc.data.loader import Batch
+from bioclip_hc.data.loader import Batch, TrainingBatches
 from bioclip_hc.data.samplers import local_slice
-from bioclip_hc.data.shards import BadSample, Quarantine
+from bioclip_hc.data.shards import BadSample, Quarantine, TooManyBadSamples
 from bioclip_hc.losses import LossOutput
+from bioclip_hc.model import HierarchicalCLIP
 from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
@@ -39,6 +40,11 @@ from config import Config, changed_keys, read_config
 from engine import full_state, gathered_parameters, start_engine
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on, for a reason that its message gives."""
+
 
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
 
@@ -54,7 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = read_config(words[0], words[1:])
         return train(config, resume)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, TooManyBadSamples, TrainingStopped) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
 
@@ -113,6 +119,8 @@ class Training:
         seed_everything(config.run.seed)
         self.model = build_model(config)
         self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
+        began_with = inputs(self.model, self.batches)
+        same_inputs(self.output / "inputs.json", began_with)
         self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
         self.loss = build_loss(config)
         self.engine, self.schedule = start_engine(self.model, config, self.steps)
@@ -121,7 +129,8 @@ class Training:
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         self.journal = None
         if self.world_rank == 0:
-            write_config(self.output / "config.json", config)
+            write_json(self.output / "config.json", config.to_dict())
+            write_json(self.output / "inputs.json", began_with)
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
@@ -234,9 +243,9 @@ class Training:
         """
         value = loss.item()
         if not math.isfinite(value):
-            raise RuntimeError(
+            raise TrainingStopped(
                 f"the loss is {value} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or "
-                f"use precision bf16. The last checkpoint in {self.output / 'checkpoints'} is intact"
+                f"use precision bf16. Checkpoints saved before are intact"
             )
         return value
 
@@ -330,7 +339,7 @@ def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | Non
     """
     stored = output / "config.json"
     if not stored.is_file():
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
             raise FileExistsError(f"{output} holds other files; give run.output a new or empty folder")
         dist.barrier()  # every process has looked before the first one writes
         output.mkdir(parents=True, exist_ok=True)
@@ -345,18 +354,46 @@ def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | Non
             f"{output} holds a run of another configuration ({'; '.join(changes)}); restore these keys, or give "
             "run.output another folder"
         )
-    saved, problems = checkpoint.newest(output / "checkpoints")
+    found: list[Any] = [checkpoint.newest(output / "checkpoints") if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)  # one reads them all, and all agree
+    saved, problems = found[0]
     if saved is None and problems:
         raise ValueError(f"no whole checkpoint in {output}: {'; '.join(problems)}; start anew in another folder")
     dist.barrier()
     return saved, problems
 
 
-def write_config(path: Path, config: Config) -> None:
-    """Whole or not at all: the file marks the folder as this run's."""
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: config.json marks the folder as this run's."""
     aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
+    """What a configuration only points at: the model's shape, the shards and the taxa."""
+    return {
+        "architecture": model.model_cfg,
+        "shards": batches.shards.fingerprints(),
+        "taxonomy": batches.taxonomy.sha256,
+    }
+
+
+def same_inputs(path: Path, found: dict[str, Any]) -> None:
+    """Hold the inputs against those that the run began with, if it has begun.
+
+    Raises:
+        ValueError: naming what has changed since.
+    """
+    found = json.loads(json.dumps(found))
+    if path.is_file():
+        began = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in found if found[name] != began.get(name)]
+        if changed:
+            raise ValueError(
+                f"{' and '.join(changed)} changed since the run in {path.parent} began; restore what it had, "
+                "or give run.output another folder"
+            )
 
 
 def record_unusable(path: Path, bad: list[BadSample]) -> None:

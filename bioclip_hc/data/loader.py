@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bioclip_hc.data.decode import DecodeError, augment, decode_image
 from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
-from bioclip_hc.data.shards import BadSample, ShardSet
+from bioclip_hc.data.shards import BadSample, ShardSet, TooManyBadSamples
 from bioclip_hc.data.text import TaxonTokens
 from bioclip_hc.distributed import share_of_texts
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
@@ -117,7 +117,9 @@ class TrainingBatches(Dataset):
             except (DecodeError, OSError) as error:
                 bad.append((row, BadSample(str(self.shards.shard(i)), self.shards.key(i), str(error))))
         if not rows:
-            raise RuntimeError(f"none of {len(indices)} images of a batch could be read; the first: {bad[0][1]}")
+            raise TooManyBadSamples(
+                f"none of {len(indices)} images of a batch could be read; the first: {bad[0][1]}"
+            )
         first = next(iter(rows.values()))
         images = torch.zeros(len(indices), *first.shape)
         for row, pixels in rows.items():

@@ -618,6 +618,10 @@ class ShardSet:
         return descriptor
 
 
+class TooManyBadSamples(RuntimeError):
+    """So much of the data is unusable that going on would hide it."""
+
+
 class Quarantine:
     """The record of samples that training met and could not use.
 
@@ -650,7 +654,7 @@ class Quarantine:
         """Count and write down a sample that was not.
 
         Raises:
-            RuntimeError: more than the limit were quarantined.
+            TooManyBadSamples: more than the limit were quarantined.
         """
         self.quarantined += 1
         if self.path is not None:
@@ -662,7 +666,7 @@ class Quarantine:
                 os.close(descriptor)
         if self.seen >= self.ENOUGH and self.quarantined > self.limit * self.seen:
             where = f"; see {self.path}" if self.path else ""
-            raise RuntimeError(
+            raise TooManyBadSamples(
                 f"{self.quarantined} of {self.seen} samples were quarantined, more than the limit of "
                 f"{self.limit:.0%}; the last: {os.fspath(shard)}, {key!r}: {reason}{where}"
             )

@@ -61,13 +61,15 @@ def evaluate(
         taxonomy: the taxa that may be predicted, unless `candidates` (T,) bool names fewer.
 
     Raises:
-        ValueError: no sample has a label that the taxonomy knows.
+        ValueError: no image can be read, or no sample has a label that the taxonomy knows.
     """
     truth = truth_of(shards, taxonomy)
     if not (truth >= 0).any():
         first = next(name for lineage in shards.lineages for name in lineage if name)
         raise ValueError(f"no sample's labels are in the taxonomy ({first!r} is not); is it the right table?")
     indices, image = embed_shards(model, shards, preprocess, batch_size, workers)
+    if not len(indices):
+        raise ValueError(f"none of the {len(shards)} images could be read")
     text = embed_taxa(model, taxonomy, tokenizer)
     space: dict[str, Any] = {
         "scale": model.logit_scale().item(),

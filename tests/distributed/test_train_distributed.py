@@ -41,6 +41,16 @@ def test_two_processes_are_one(setup, tmp_path):
         assert (tensor - second[name]).abs().max() < 2e-3, name  # a tenth of what twelve steps of 1e-3 can move
 
 
+@pytest.mark.slow
+def test_the_deepspeed_launcher(setup, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    command += [str(ROOT / "train" / "train.py"), *arguments(setup, output)]
+    subprocess.run(command, env=environment(DS_ACCELERATOR="cpu"), check=True, capture_output=True, timeout=200)
+    assert read_log(output / "log.jsonl")[-1]["step"] == 12
+    assert (output / "model" / "open_clip_config.json").is_file()
+
+
 def test_another_number_of_processes_is_refused(setup, tmp_path):
     output = tmp_path / "run"
     torchrun(setup, output, "--run.stop-after", "4")
