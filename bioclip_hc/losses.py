@@ -118,6 +118,7 @@ class LevelContrastiveLoss(nn.Module):
             )
         if curv is None and self.geometry == "lorentz":
             raise ValueError("geometry 'lorentz' needs curv, the positive curvature (1.0 in the paper)")
+        image_taxa, text_rank, text_taxon = image_taxa.long(), text_rank.long(), text_taxon.long()
         batch = _Batch(image, text, image_taxa, text_rank, text_taxon, pair, text_bias)
         if pair is None:
             _check_unique(text_rank, text_taxon)
@@ -293,6 +294,7 @@ class MixedRankClipLoss(LevelContrastiveLoss):
             raise ValueError(
                 "MixedRankClipLoss finds each image's caption by its taxon; leave out pair and text_bias"
             )
+        image_taxa, text_rank, text_taxon = image_taxa.long(), text_rank.long(), text_taxon.long()
         _check_unique(text_rank, text_taxon)
         batch = _Batch(image, text, image_taxa, text_rank, text_taxon, None, None)
         if world_size(self.process_group) > 1:

@@ -260,7 +260,7 @@ def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name} is neither a folder nor a hub repository (owner/repo)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["open_clip*", "hyperbolic*", "tokenizer*", "vocab*", "merges*", "special_tokens*"]
+    patterns = ["open_clip*", "hyperbolic*", "taxonomy*", "tokenizer*", "vocab*", "merges*", "special_tokens*"]
     return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 

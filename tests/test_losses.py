@@ -254,3 +254,17 @@ def test_clip_loss_is_open_clips(B):
 def test_clip_loss_refuses_horovod():
     with pytest.raises(ValueError, match="use_horovod=True is not supported"):
         ClipLoss(use_horovod=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("kind", [LevelContrastiveLoss, MixedRankClipLoss])
+def test_ids_of_any_integer_type_mean_the_same(kind, dtype):
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(n, 8, generator=generator) / 4 for n in (4, 4))
+    rank, taxon = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])
+    taxa = torch.tensor([[0, -1], [1, -1], [-1, 2], [-1, 3]])
+    loss = kind(ranks=("family", "genus"))
+    expected = loss(image, text, taxa, rank, taxon, torch.tensor([10.0]), 1.0)
+    found = loss(image, text, taxa, rank.to(dtype), taxon.to(dtype), torch.tensor([10.0]), 1.0)
+    torch.testing.assert_close(found.per_rank, expected.per_rank, rtol=0, atol=0)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0, atol=0)
