@@ -145,6 +145,15 @@ def test_a_run_does_not_go_on_with_other_data(setup, tmp_path):
     finish(setup, output, "--data.train", str(shards), "--resume")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_batch_norm_in_16_bit_is_refused_and_claims_nothing(setup, tmp_path, precision):
+    output = tmp_path / "run"
+    more = ("--model.architecture", str(setup / "tiny_resnet.json"), "--run.precision", precision)
+    printed = finish(setup, output, *more, code=2)
+    assert "does not work with BatchNorm" in printed
+    assert not list(output.iterdir())
+
+
 def test_a_run_killed_without_warning_goes_on_from_its_last_checkpoint(setup, dropout, whole, tmp_path):
     output = tmp_path / "run"
     run = start(setup, output, *dropout)

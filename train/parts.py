@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
 
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
@@ -29,6 +30,13 @@ def build_model(config: Config) -> HierarchicalCLIP:
         learnable_curv=m.learnable_curv,
         logit_scale=m.logit_scale or None,
     )
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    norms = [name for name, module in model.named_modules() if isinstance(module, kind)]
+    if norms and config.run.precision != "fp32":
+        raise ValueError(
+            f"run.precision = {config.run.precision!r} does not work with BatchNorm, which {m.architecture} has "
+            f"({norms[0]}, ...); use fp32, or an architecture without it such as a ViT"
+        )
     model.clip.set_grad_checkpointing(m.grad_checkpointing)
     model.metadata["text"] = TextForm(config.data.template, config.data.form).to_dict()
     return model
