@@ -216,13 +216,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     taxonomy = read_taxonomy(folder, options.taxonomy)
     model, preprocess, tokenizer = load(folder, device=_device(options.device))
     shards = ShardSet(options.data)
-    unresolved, first = shards.unresolved(taxonomy)
-    if unresolved:
-        print(
-            f"bioclip-hc: {unresolved} of {len(shards)} samples name taxa that the taxonomy lacks, and count "
-            f"only at the ranks above them; the first: {' > '.join(filter(None, first or ()))}",
-            file=sys.stderr,
-        )
+    if unresolved := shards.unresolved(taxonomy):
+        print(f"bioclip-hc: {unresolved}", file=sys.stderr)
     outcome = evaluate(model, preprocess, tokenizer, shards, taxonomy)
     rows = [Row("chance", "", options.data, chance(outcome.truth, taxonomy))]
     rows += [Row(folder.name, protocol, options.data, s) for protocol, s in outcome.scores().items()]

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from bioclip_hc.distributed import all_gather_rows, gather_rows_with_grad, row_counts, world_size
 from bioclip_hc.kernels import level_infonce
+from bioclip_hc.kernels.reference import MASKED
 from bioclip_hc.taxonomy import RANKS
-
-NO_COLUMN = -1e30  # bias that takes a text out of every denominator; finite, so that differences stay numbers
 
 
 class LossOutput(NamedTuple):
@@ -118,12 +117,7 @@ class LevelContrastiveLoss(nn.Module):
             )
         if curv is None and self.geometry == "lorentz":
             raise ValueError("geometry 'lorentz' needs curv, the positive curvature (1.0 in the paper)")
-        image_taxa, text_rank, text_taxon = image_taxa.long(), text_rank.long(), text_taxon.long()
-        batch = _Batch(image, text, image_taxa, text_rank, text_taxon, pair, text_bias)
-        if pair is None:
-            _check_unique(text_rank, text_taxon)
-        if not self.per_process and world_size(self.process_group) > 1:
-            batch = _gather(batch, self.process_group)
+        batch = self._pool(_Batch(image, text, image_taxa, text_rank, text_taxon, pair, text_bias))
         nll_image, nll_text = level_infonce(
             *batch[:5],
             logit_scale,
@@ -137,6 +131,15 @@ class LevelContrastiveLoss(nn.Module):
             backend=self.backend,
         )
         return self._reduce(nll_image, nll_text, batch)
+
+    def _pool(self, local: _Batch) -> _Batch:
+        """The batch whose texts and images are each other's negatives, its ids int64 and checked."""
+        rank, taxon = local.text_rank.long(), local.text_taxon.long()
+        local = local._replace(image_taxa=local.image_taxa.long(), text_rank=rank, text_taxon=taxon)
+        if local.pair is None:
+            _check_unique(rank, taxon)
+        alone = self.per_process or world_size(self.process_group) == 1
+        return local if alone else _gather(local, self.process_group)
 
     def _reduce(self, nll_image: Tensor, nll_text: Tensor, batch: _Batch) -> LossOutput:
         """Rows to a number per rank, and ranks to the loss."""
@@ -294,11 +297,7 @@ class MixedRankClipLoss(LevelContrastiveLoss):
             raise ValueError(
                 "MixedRankClipLoss finds each image's caption by its taxon; leave out pair and text_bias"
             )
-        image_taxa, text_rank, text_taxon = image_taxa.long(), text_rank.long(), text_taxon.long()
-        _check_unique(text_rank, text_taxon)
-        batch = _Batch(image, text, image_taxa, text_rank, text_taxon, None, None)
-        if world_size(self.process_group) > 1:
-            batch = _gather(batch, self.process_group)
+        batch = self._pool(_Batch(image, text, image_taxa, text_rank, text_taxon, None, None))
         captions = (batch.image_taxa >= 0).sum(1)
         if bool((captions > 1).any()):
             i = int((captions > 1).nonzero()[0])
@@ -308,7 +307,7 @@ class MixedRankClipLoss(LevelContrastiveLoss):
             )
         carried = _images_per_text(batch)
         log_carried = carried.clamp_min(1).double().log()
-        bias = torch.where(carried > 0, log_carried, NO_COLUMN)  # a caption of no readable image is no column
+        bias = torch.where(carried > 0, log_carried, MASKED)  # a caption of no readable image is no column
         nll_image, nll_text = level_infonce(
             *batch[:5],
             logit_scale,

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from bioclip_hc.taxonomy import RANKS
 
 WOLF = ("Animalia", "Chordata", "Mammalia", "Carnivora", "Canidae", "Canis", "lupus")
 ANT = ("Animalia", "Arthropoda", "Insecta", "Hymenoptera", "Formicidae", "", "")
-DATA = Path(os.environ.get("BIOCLIP_HC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def picture(path: Path, fmt: str = "JPEG") -> bytes:
@@ -208,10 +206,11 @@ def test_a_share_beyond_the_whole_is_refused():
 # -- real photographs
 
 
-@pytest.mark.skipif(not (DATA / "images").is_dir(), reason="the sample photographs are not here")
-def test_the_sample_photographs_survive_the_whole_way(tmp_path):
+def test_the_sample_photographs_survive_the_whole_way(data_folder, tmp_path):
+    if not (data_folder / "images").is_dir():
+        pytest.skip("the sample photographs are not here")
     skipped: list[Skipped] = []
-    found_photos = photos_from_csv(DATA / "images" / "natures_domain_labels.csv")
+    found_photos = photos_from_csv(data_folder / "images" / "natures_domain_labels.csv")
     train, held_out = split_by_individual(found_photos)
     assert (len(found_photos), len(train), len(held_out)) == (210, 108, 102)
     assert {p.lineage for p in train} == {p.lineage for p in held_out}

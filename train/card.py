@@ -74,8 +74,10 @@ def model_card(model: HierarchicalCLIP) -> str:
     )
 
 
-def provenance(config: Config, batches: TrainingBatches, used: int, quarantined: int, step: int) -> dict[str, Any]:
-    """What a model was made from."""
+def provenance(
+    config: Config, batches: TrainingBatches, inputs: dict[str, Any], used: int, quarantined: int, step: int
+) -> dict[str, Any]:
+    """What a model was made from; `inputs` as `folder.inputs` gives them."""
     return {
         "ranks": list(config.data.ranks),
         "config": without_paths(config),
@@ -83,9 +85,9 @@ def provenance(config: Config, batches: TrainingBatches, used: int, quarantined:
         "samples_used": used,
         "samples_quarantined": quarantined,
         "samples_unusable": len(batches.shards.bad),
-        "shards": batches.shards.fingerprints(),
+        "shards": inputs["shards"],
         "taxa": batches.taxonomy.size,
-        "taxonomy_sha256": batches.taxonomy.sha256,
+        "taxonomy_sha256": inputs["taxonomy"],
         "versions": versions(),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
 
 from bioclip_hc.data.decode import build_transform
@@ -64,7 +63,7 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
             f"{bad} of {seen} samples of {d.train} are unusable, more than data.quarantine_limit = "
             f"{d.quarantine_limit}; the first: {shards.bad[0].shard}, {shards.bad[0].key!r}: {shards.bad[0].reason}"
         )
-    if not (batches.taxa_of(np.arange(len(shards))) >= 0).any():
+    if not (batches.lineage_taxa >= 0).any():
         raise ValueError(
             f"no sample of {d.train} has a taxon at the ranks {', '.join(d.ranks)} in "
             f"{d.taxonomy or 'its lineages'}; is it the taxonomy of these shards?"

@@ -10,7 +10,6 @@ SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -27,17 +26,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bioclip_hc.data.loader import Batch, TrainingBatches
+from bioclip_hc.data.loader import Batch
 from bioclip_hc.data.samplers import local_slice
-from bioclip_hc.data.shards import BadSample, Quarantine, TooManyBadSamples
+from bioclip_hc.data.shards import Quarantine, TooManyBadSamples
 from bioclip_hc.losses import LossOutput
-from bioclip_hc.model import HierarchicalCLIP
 from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
 from card import model_card, provenance, versions
-from config import Config, changed_keys, read_config
+from config import Config, read_config
 from engine import full_state, gathered_parameters, start_engine
+from folder import claim_output, inputs, keep_lines, record_unusable, same_inputs, write_json
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
 
@@ -119,8 +118,8 @@ class Training:
         seed_everything(config.run.seed)
         self.model = build_model(config)
         self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
-        began_with = inputs(self.model, self.batches)
-        same_inputs(self.output / "inputs.json", began_with)
+        self.inputs = inputs(self.model, self.batches)
+        same_inputs(self.output / "inputs.json", self.inputs)
         self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
         self.loss = build_loss(config)
         self.engine, self.schedule = start_engine(self.model, config, self.steps)
@@ -130,17 +129,12 @@ class Training:
         self.journal = None
         if self.world_rank == 0:
             write_json(self.output / "config.json", config.to_dict())
-            write_json(self.output / "inputs.json", began_with)
+            write_json(self.output / "inputs.json", self.inputs)
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
-            unresolved, first = self.batches.shards.unresolved(self.batches.taxonomy)
-            if unresolved:
-                self.journal.warn_once(
-                    "unresolved",
-                    f"{unresolved} of {len(self.batches.shards)} samples name taxa that the taxonomy lacks, and "
-                    f"teach only the ranks above them; the first: {' > '.join(filter(None, first or ()))}",
-                )
+            if unresolved := self.batches.shards.unresolved(self.batches.taxonomy):
+                self.journal.warn_once("unresolved", unresolved)
             for problem in skipped:
                 self.journal.warn_once(problem, f"damaged checkpoint left aside: {problem}")
         if saved is not None:
@@ -239,7 +233,7 @@ class Training:
         """The loss as a number, read where the host waits anyway.
 
         Raises:
-            RuntimeError: NaN or infinity.
+            TrainingStopped: NaN or infinity.
         """
         value = loss.item()
         if not math.isfinite(value):
@@ -276,7 +270,8 @@ class Training:
         if self.world_rank == 0:
             model = build_model(self.config)  # a plain one: DeepSpeed's hooks would shard this one again at a call
             model.load_state_dict(state)
-            model.metadata.update(provenance(self.config, self.batches, used, quarantined, self.step))
+            facts = provenance(self.config, self.batches, self.inputs, used, quarantined, self.step)
+            model.metadata.update(facts)
             folder = model.save_pretrained(self.output / "model")
             self.batches.taxonomy.save(folder / "taxonomy.json")
             (folder / "README.md").write_text(model_card(model), encoding="utf-8")
@@ -325,89 +320,6 @@ class Clock:
         speed, waiting = self.steps * self.batch / elapsed, self.waited / elapsed
         self.restart()
         return speed, waiting
-
-
-# -- the folder of a run -----------------------------------------------------------------------------------
-
-
-def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, if any, and the damaged ones passed over.
-
-    Raises:
-        FileExistsError: the folder holds a run and --resume was not given, or holds other files.
-        ValueError: --resume with a configuration that makes it another run, or nothing whole to resume from.
-    """
-    stored = output / "config.json"
-    if not stored.is_file():
-        if output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
-            raise FileExistsError(f"{output} holds other files; give run.output a new or empty folder")
-        dist.barrier()  # every process has looked before the first one writes
-        output.mkdir(parents=True, exist_ok=True)
-        return None, []
-    if not resume:
-        raise FileExistsError(
-            f"{output} holds a run; add --resume to continue it, or give run.output another folder"
-        )
-    changes = changed_keys(json.loads(stored.read_text(encoding="utf-8")), config)
-    if changes:
-        raise ValueError(
-            f"{output} holds a run of another configuration ({'; '.join(changes)}); restore these keys, or give "
-            "run.output another folder"
-        )
-    found: list[Any] = [checkpoint.newest(output / "checkpoints") if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)  # one reads them all, and all agree
-    saved, problems = found[0]
-    if saved is None and problems:
-        raise ValueError(f"no whole checkpoint in {output}: {'; '.join(problems)}; start anew in another folder")
-    dist.barrier()
-    return saved, problems
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: config.json marks the folder as this run's."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
-    """What a configuration only points at: the model's shape, the shards and the taxa."""
-    return {
-        "architecture": model.model_cfg,
-        "shards": batches.shards.fingerprints(),
-        "taxonomy": batches.taxonomy.sha256,
-    }
-
-
-def same_inputs(path: Path, found: dict[str, Any]) -> None:
-    """Hold the inputs against those that the run began with, if it has begun.
-
-    Raises:
-        ValueError: naming what has changed since.
-    """
-    found = json.loads(json.dumps(found))
-    if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in found if found[name] != began.get(name)]
-        if changed:
-            raise ValueError(
-                f"{' and '.join(changed)} changed since the run in {path.parent} began; restore what it had, "
-                "or give run.output another folder"
-            )
-
-
-def record_unusable(path: Path, bad: list[BadSample]) -> None:
-    """What the shards hold that training will never meet, a JSON object a line; no file if there is nothing."""
-    path.unlink(missing_ok=True)
-    if bad:
-        path.write_text("".join(json.dumps(sample._asdict()) + "\n" for sample in bad), encoding="utf-8")
-
-
-def keep_lines(path: Path, count: int) -> None:
-    """Cut a file to its first lines."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(lines[:count]), encoding="utf-8")
 
 
 def seed_everything(seed: int) -> None:

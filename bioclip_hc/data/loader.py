@@ -72,7 +72,7 @@ class TrainingBatches(Dataset):
         table = self.taxonomy.encode_many(self.shards.lineages)
         off = [r for r in range(len(RANKS)) if r not in used]
         table[:, off] = -1
-        self._lineage_taxa = table  # (distinct lineages, R)
+        self.lineage_taxa = table  # (distinct lineages, R)
         if self.mode == "balanced" and self.plan.global_batch < len(used):
             raise ValueError(
                 f"a global batch of {self.plan.global_batch} is smaller than the {len(used)} ranks that the "
@@ -84,7 +84,7 @@ class TrainingBatches(Dataset):
 
     def taxa_of(self, indices: np.ndarray) -> np.ndarray:
         """(n, R) taxa of samples at the supervised ranks, -1 where unknown."""
-        return self._lineage_taxa[self.shards.lineage_index[indices]]
+        return self.lineage_taxa[self.shards.lineage_index[indices]]
 
     def __getitem__(self, step: int) -> Batch:
         everyone = self.plan.indices(step)

@@ -534,12 +534,17 @@ class ShardSet:
         lineages = [self.lineages[self.lineage_index[i]] for i in first]
         return Taxonomy.from_lineages(lineages, [self._common[label] for label in used])
 
-    def unresolved(self, taxonomy: Taxonomy) -> tuple[int, Lineage | None]:
-        """How many samples name a taxon that the taxonomy lacks, and the first such lineage."""
+    def unresolved(self, taxonomy: Taxonomy) -> str:
+        """A sentence on the samples that name a taxon which the taxonomy lacks; "" where there are none."""
         named = np.array([[bool(name) for name in lineage] for lineage in self.lineages])
         lacks = np.any(named & (taxonomy.encode_many(self.lineages) < 0), axis=1)
-        first = self.lineages[int(lacks.argmax())] if lacks.any() else None
-        return int(lacks[self.lineage_index].sum()), first
+        if not lacks.any():
+            return ""
+        first = " > ".join(filter(None, self.lineages[int(lacks.argmax())]))
+        return (
+            f"{int(lacks[self.lineage_index].sum())} of {len(self)} samples name taxa that the taxonomy lacks, and "
+            f"count only at the ranks above them; the first: {first}"
+        )
 
     def key(self, i: int) -> str:
         """The key of sample i."""
@@ -569,12 +574,12 @@ class ShardSet:
         Pixels are not read, so that terabytes cost no hours.
         """
         prints = {}
+        line = ["\t".join(names) for names in self.lineages]
         for shard, path in enumerate(self.paths):
             part = slice(self._start[shard], self._start[shard + 1])
-            lineages = [self.lineages[row] for row in self.lineage_index[part]]
             digest = hashlib.sha256(b"\n".join(self._keys[shard].tolist()))
             digest.update(self._offset[part].tobytes() + self._size[part].tobytes())
-            digest.update("\n".join("\t".join(names) for names in lineages).encode())
+            digest.update("\n".join(line[row] for row in self.lineage_index[part]).encode())
             prints[path.name] = digest.hexdigest()
         return prints
 
