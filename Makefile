@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test lint bench install clean
+.PHONY: demo demo-seeds test lint bench gpu tune install clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,23 @@ bench: install           ## time and peak memory as ratios to peers, with a mach
 	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-json benchmarks/results/latest.json
 	$(BIN)/python benchmarks/compare.py benchmarks/results/latest.json
+
+# The next two install nothing: they take .venv where it is, else an environment that has torch, triton and pytest.
+GPU_PYTHON = PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+# A full run takes about ten minutes: make gpu BENCH="--minutes 5", then make gpu BENCH="--resume".
+BENCH ?=
+TUNE ?=
+
+gpu:                     ## on a machine with an NVIDIA GPU: the kernels' tests, their benchmarks, the table
+	$(GPU_PYTHON) benchmarks/machine.py
+	$(GPU_PYTHON) -m pytest tests/kernels -q
+	$(GPU_PYTHON) benchmarks/bench_kernels.py $(BENCH); status=$$?; \
+		$(GPU_PYTHON) benchmarks/compare_kernels.py && exit $$status
+
+tune:                    ## on a machine with an NVIDIA GPU: measure tile shapes, print the table for configs.py
+	$(GPU_PYTHON) benchmarks/machine.py
+	$(GPU_PYTHON) benchmarks/tune.py $(TUNE)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -189,10 +189,15 @@ def _keys(rank: Tensor, taxon: Tensor) -> Tensor:
 
 
 def _check_unique(text_rank: Tensor, text_taxon: Tensor) -> None:
-    _, inverse, counts = _keys(text_rank, text_taxon).unique(return_inverse=True, return_counts=True)
-    twice = (counts[inverse] > 1).nonzero().flatten()
-    if len(twice):
-        j = int(twice[0])
+    keys, order = _keys(text_rank, text_taxon).sort(stable=True)
+    repeated = keys[1:] == keys[:-1]
+    if keys.is_cuda:  # the host must not wait, so the device checks; it cannot name the text
+        torch._assert_async(
+            ~repeated.any(),
+            "texts must be unique within a process: encode each once, or give pair= for one text per image",
+        )
+    elif bool(repeated.any()):
+        j = int(order[:-1][repeated].min())
         raise ValueError(
             f"texts must be unique within a process; text {j} (rank {int(text_rank[j])}, taxon "
             f"{int(text_taxon[j])}) is repeated: encode it once, or give pair= for one text per image"
@@ -240,11 +245,9 @@ def _image_text(batch: _Batch) -> Tensor:
 
 def _images_per_text(batch: _Batch) -> Tensor:
     """(U,) int64, |P_k|: images whose taxon each text is (or, with pairs, whose own text it is)."""
-    U = len(batch.text_rank)
-    if batch.pair is not None:
-        return torch.bincount(batch.pair[batch.pair >= 0], minlength=U)
-    text = _image_text(batch)
-    return torch.bincount(text[text >= 0], minlength=U)
+    text = _image_text(batch) if batch.pair is None else batch.pair
+    place = text.flatten().long() + 1  # place 0 collects the images without a text: no shape depends on the ids
+    return place.new_zeros(len(batch.text_rank) + 1).scatter_add_(0, place, torch.ones_like(place))[1:]
 
 
 def _text_share_of_images(batch: _Batch, carried: Tensor) -> Tensor:
@@ -372,9 +375,12 @@ class ClipLoss(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """Mean of both cross-entropies; image_features and text_features (B, D), logit_scale one element.
 
-        logit_bias is one number for all logits, which no softmax notices; it is accepted and has no effect.
+        logit_bias is one number for all logits, which no softmax notices: the value is the same without it, and
+        its gradient is 0.
         """
         loss = self._loss(image_features, text_features, logit_scale)
+        if logit_bias is not None:
+            loss = loss + 0 * logit_bias.sum().to(loss.dtype)  # in the graph: DDP waits for its gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _loss(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -404,6 +410,7 @@ def _symmetric(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 def _rows_nll(rows: Tensor, columns: Tensor, scale: Tensor, own: Tensor) -> Tensor:
     """Mean nll of the rows alone, their positives being columns `own`."""
+    # The sums of the columns come with the rows' and go unused: a few per cent of the product they come from.
     return _one_rank(rows, columns, scale, own)[0].mean()
 
 

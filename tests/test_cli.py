@@ -1,8 +1,11 @@
 """bioclip-hc from the command line, on a small model and small shards."""
 
 import csv
+import dataclasses
+import importlib.util
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -11,7 +14,9 @@ import pytest
 import torch
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
-from bioclip_hc.cli import main
+from bioclip_hc.cli import SELF_CHECK_TOLERANCE, _verdict, main
+from bioclip_hc.kernels import panel
+from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not_triton
 from bioclip_hc.model import create_model
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -154,10 +159,62 @@ def test_a_broken_photograph_does_not_stop_a_build(capsys, place, tmp_path):
     assert "torn.jpg" in err
 
 
-def test_doctor(capsys):
+def test_doctor_checks_every_live_backend(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    assert "self-check" in out
+    devices = 1 + torch.cuda.device_count()
+    assert out.count(f"; chosen: {choose_backend(None, torch.device('cpu'), torch.float32)}\n") >= 1
+    for backend in BACKENDS:
+        lines = [line for line in out.splitlines() if line.startswith(f"  {backend} ") and "live" in line]
+        assert len(lines) == devices
+        for line in lines:
+            if "not live" in line:
+                assert backend == "triton"
+                assert line.endswith(why_not_triton(torch.device("cpu")))
+            else:
+                assert 0 < float(line.split()[-1]) < SELF_CHECK_TOLERANCE
+
+
+def no_compiler(side):
+    raise RuntimeError("no compiler")
+
+
+FAULTS = {
+    "FAILS: RuntimeError: no compiler": no_compiler,
+    "WRONG: largest difference": lambda side: dataclasses.replace(side, r=side.r * 1.001),
+    "WRONG: largest difference to the reference nan": lambda side: dataclasses.replace(side, r=side.r * math.nan),
+}
+
+
+@pytest.mark.parametrize("verdict", FAULTS)
+def test_doctor_finds_a_fault_of_the_tiled_backend(monkeypatch, verdict):
+    cpu, prepare = torch.device("cpu"), panel.prepare
+    assert _verdict("tiled", cpu)[1]
+    monkeypatch.setattr(panel, "prepare", lambda *arguments: FAULTS[verdict](prepare(*arguments)))
+    told, agrees = _verdict("tiled", cpu)
+    assert verdict in told
+    assert not agrees
+
+
+def test_doctor_ends_with_2_when_a_backend_disagrees(capsys, monkeypatch):
+    verdicts = {"reference": ("live", True), "tiled": ("live, but WRONG", False), "triton": ("live", True)}
+    monkeypatch.setattr("bioclip_hc.cli._verdict", lambda backend, device: verdicts[backend])
+    code, out, _ = run(capsys, "doctor")
+    assert code == 2
+    assert "  tiled      live, but WRONG" in out
+
+
+def test_doctor_says_how_to_check_triton_without_a_gpu():
+    command = [sys.executable, "-m", "bioclip_hc.cli", "doctor"]
+    done = subprocess.run(
+        command, env=environment(CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="0"), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  triton ") and "live" in line]
+    assert "not live" in line
+    has_triton = importlib.util.find_spec("triton") is not None
+    assert ("TRITON_INTERPRET=1 bioclip-hc doctor" in done.stdout) == has_triton
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,20 @@
 # B images, U texts, D embed, R ranks
 """
 
+import argparse
+import copy
+import itertools
 import math
+import types
 
+import open_clip.factory
 import open_clip.loss
 import pytest
 import torch
+from small_run import ARCHITECTURES
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bioclip_hc.losses import ClipLoss, LevelContrastiveLoss, MixedRankClipLoss
+from bioclip_hc.losses import ClipLoss, LevelContrastiveLoss, MixedRankClipLoss, _Batch
 from bioclip_hc.taxonomy import RANKS
 
 SCALE, CURV = 5.0, 0.7
@@ -197,6 +204,38 @@ def test_errors_of_the_level_loss():
     assert loss.ranks == RANKS
 
 
+@pytest.mark.parametrize("weighting", ["standard", "balanced"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_host_never_waits_for_a_gpu(weighting, paired):
+    """Tensors without values take the loss through: nothing it does on a GPU depends on what they hold."""
+    loss = LevelContrastiveLoss(("a", "b"), image_weighting=weighting)
+    with FakeTensorMode():
+        device = torch.device("cuda")
+        ids = [torch.zeros(*shape, dtype=torch.int64, device=device) for shape in ((5, 2), (3,), (3,), (5,))]
+        taxa, rank, taxon, pair = ids
+        rows = [torch.zeros(*shape, device=device) for shape in ((5, 4), (3, 4), (5, 2), (3,))]
+        image, text, nll_image, nll_text = rows
+        pooled = loss._pool(_Batch(image, text, taxa, rank, taxon, pair if paired else None, None))
+        out = loss._reduce(nll_image, nll_text, pooled)
+        assert out.loss.device.type == "cuda"
+        assert out.per_rank.shape == (2,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_device_counts_as_the_host_does_without_a_wait():
+    image, text, taxa, rank, taxon = (x.detach() for x in batch(complete=False))
+    nll = torch.rand(len(taxa), 7), torch.rand(len(text))
+    loss = LevelContrastiveLoss(image_weighting="balanced")
+    expected = loss._reduce(*nll, loss._pool(_Batch(image, text, taxa, rank, taxon, None, None)))
+    on_gpu = [x.cuda() for x in (image, text, taxa, rank, taxon, *nll)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = loss._reduce(*on_gpu[5:], loss._pool(_Batch(*on_gpu[:5], None, None)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close([x.cpu() for x in out], list(expected), equal_nan=True)
+
+
 # -- MixedRankClipLoss
 
 
@@ -239,16 +278,64 @@ def test_errors_of_the_mixed_loss():
 
 
 @pytest.mark.parametrize("B", [1, 2, 37])
-def test_clip_loss_is_open_clips(B):
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)))
+def test_clip_loss_is_open_clips(B, dtype, flags):
+    """flags: local_loss, gather_with_grad, cache_labels; twice, so that cached labels are used."""
     g = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(B, 6, generator=g, dtype=F64).requires_grad_() for _ in range(2))
-    scale = torch.tensor(SCALE, dtype=F64, requires_grad=True)
-    theirs = open_clip.loss.ClipLoss()(image, text, scale)
-    ours = ClipLoss()(image, text, scale)
-    assert_same(ours, theirs, [image, text, scale])
-    named = ClipLoss(cache_labels=True)(image, text, scale, logit_bias=torch.tensor(3.0), output_dict=True)
-    assert named.keys() == open_clip.loss.ClipLoss()(image, text, scale, output_dict=True).keys()
-    torch.testing.assert_close(named["contrastive_loss"], theirs)
+    losses = ClipLoss(*flags), open_clip.loss.ClipLoss(*flags)
+    for _ in range(2):
+        image, text = (torch.randn(B, 6, generator=g, dtype=dtype).requires_grad_() for _ in range(2))
+        scale = torch.tensor(SCALE, dtype=dtype, requires_grad=True)
+        ours, theirs = (loss(image, text, scale) for loss in losses)
+        assert ours.dtype == theirs.dtype
+        assert_same(ours, theirs, [image, text, scale])
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_clip_loss_takes_a_bias_and_names_its_part(shape):
+    """One bias on every logit changes nothing but needs its gradient of 0: DDP waits for it."""
+    g = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(9, 6, generator=g, dtype=F64).requires_grad_() for _ in range(2))
+    scale, bias = (torch.full(shape, x, dtype=F64, requires_grad=True) for x in (SCALE, -10.0))
+    parts = [loss(image, text, scale, bias, output_dict=True) for loss in (ClipLoss(), open_clip.loss.ClipLoss())]
+    assert parts[0].keys() == parts[1].keys()
+    ours, theirs = (part["contrastive_loss"] for part in parts)
+    assert ours.shape == theirs.shape
+    assert_same(ours, theirs, [image, text, scale, bias])
+
+
+@pytest.mark.parametrize("accum_freq", [1, 2])
+@pytest.mark.parametrize("bias", [None, -10.0])
+def test_open_clips_training_runs_with_it(monkeypatch, accum_freq, bias):
+    """Its train_one_epoch as it is, its create_loss with our class in the place of its own: the same weights."""
+    train = pytest.importorskip("open_clip_train.train")
+    args = argparse.Namespace(
+        device="cpu", precision="fp32", distill=False, accum_freq=accum_freq, skip_scheduler=True, horovod=False,
+        grad_clip_norm=None, rank=0, local_rank=0, world_size=1, log_local=False, log_every_n_steps=1, batch_size=4,
+        wandb=False, model="tiny", siglip=False, local_loss=True, gather_with_grad=True,
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randn(4, 4, 3, 32, 32, generator=g, dtype=F64)  # float64, as four steps magnify rounding
+    batches = zip(pixels, torch.randint(1, 99, (4, 4, 77), generator=g), strict=True)
+
+    class Loader(list):
+        num_batches, num_samples = 4, 16
+
+    data = {"train": types.SimpleNamespace(dataloader=Loader(batches), set_epoch=lambda epoch: None)}
+    torch.manual_seed(0)
+    start = open_clip.CLIP(**ARCHITECTURES["tiny"], init_logit_bias=bias, output_dict=True).double()
+    trained = []
+    for loss_class in (open_clip.loss.ClipLoss, ClipLoss):
+        monkeypatch.setattr(open_clip.factory, "ClipLoss", loss_class)
+        loss = open_clip.factory.create_loss(args)
+        assert type(loss) is loss_class
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train.train_one_epoch(model, data, loss, 0, optimizer, None, None, None, args)
+        trained.append(model.state_dict())
+    assert not torch.equal(trained[0]["text_projection"], start.state_dict()["text_projection"])
+    torch.testing.assert_close(trained[1], trained[0])
 
 
 def test_clip_loss_refuses_horovod():

@@ -4,6 +4,8 @@
 BioCLIP-HC are calls of it. It never holds the (images, texts) matrix.
 """
 
-from bioclip_hc.kernels.ops import exp_map0, level_infonce, log_map0, lorentz_inner, rank_topk
+from bioclip_hc.kernels.maps import exp_map0, log_map0, lorentz_inner
+from bioclip_hc.kernels.ops import level_infonce
+from bioclip_hc.kernels.topk import rank_topk
 
 __all__ = ["exp_map0", "level_infonce", "log_map0", "lorentz_inner", "rank_topk"]

@@ -1,6 +1,9 @@
 """What `level_infonce` is asked for, checked once, in one value that every backend takes.
 
 # M images, N texts, D embed, R ranks
+
+Shapes and names are checked on the host. Values are checked on the device that holds them: on a CPU they raise
+ValueError, on a GPU they fail asynchronously, because waiting for a label would stop the stream.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ Space = Literal["tangent", "hyperboloid", "unit"]
 Targets = Literal["multi_positive", "mask_out", "diagonal"]
 
 SPACES: dict[str, tuple[str, ...]] = {"lorentz": ("tangent", "hyperboloid"), "euclidean": ("tangent", "unit")}
+TAXON_BITS = 56  # a rank and a taxon share an int64 key
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ class Objective:
     space: Space
     targets: Targets
     restrict: bool
+
+    @property
+    def text_key(self) -> Tensor:
+        """(N,) int64, equal for texts of one taxon, in order of (rank, taxon)."""
+        return (self.text_rank << TAXON_BITS) | self.text_taxon
+
+    @property
+    def image_key(self) -> Tensor:
+        """(M, R) int64, the text_key of each image's taxon at each rank, -1 = not supervised."""
+        ranks = torch.arange(self.image_taxa.shape[1], device=self.image_taxa.device)
+        known = (self.image_taxa >= 0) & (self.image_taxa < 1 << TAXON_BITS)
+        return torch.where(known, (ranks << TAXON_BITS) | self.image_taxa, -1)
 
     @property
     def pair_rank(self) -> Tensor:
@@ -92,7 +108,7 @@ def make_objective(
     text_bias: Tensor | None,
     restrict: bool,
 ) -> Objective:
-    """Check everything that can be wrong with the labels of `level_infonce`.
+    """Check names and shapes of the arguments of `level_infonce`; their values are left to `check_values`.
 
     Raises:
         ValueError: naming the argument, the value and what it should be.
@@ -104,6 +120,8 @@ def make_objective(
     M, N, device = len(image), len(text), image.device
     if image_taxa.ndim != 2 or len(image_taxa) != M:
         raise ValueError(f"image_taxa must be ({M}, R), got {tuple(image_taxa.shape)}")
+    if image_taxa.shape[1] > 64:
+        raise ValueError(f"image_taxa must have at most 64 ranks, got {image_taxa.shape[1]}")
     for name, ids, length in (("text_rank", text_rank, N), ("text_taxon", text_taxon, N), ("pair", pair, M)):
         if ids is not None and ids.shape != (length,):
             raise ValueError(f"{name} must be ({length},), got {tuple(ids.shape)}")
@@ -113,10 +131,7 @@ def make_objective(
         raise ValueError(f"targets={targets!r} needs pair: the index of each image's own text")
     taxa, rank, taxon = (ids.to(device, torch.int64) for ids in (image_taxa, text_rank, text_taxon))
     own = torch.full((M,), -1, dtype=torch.int64, device=device) if pair is None else pair.to(device, torch.int64)
-    _check_range("text_rank", rank, 0, taxa.shape[1])
-    _check_range("text_taxon", taxon, 0, None)
-    _check_range("pair", own, -1, N)
-    objective = Objective(
+    return Objective(
         taxa,
         rank,
         taxon,
@@ -127,30 +142,56 @@ def make_objective(
         targets,  # type: ignore[arg-type]
         restrict,
     )
-    if pair is not None:
-        _check_pairs(objective)
-    return objective
 
 
-def _check_range(name: str, ids: Tensor, low: int, high: int | None) -> None:
-    wrong = ids < low if high is None else (ids < low) | (ids >= high)
-    if bool(wrong.any()):
+def check_values(o: Objective, curv: Tensor) -> None:
+    """Check what the labels and the curvature hold.
+
+    Raises:
+        ValueError: naming the argument, the value and what it should be. On a GPU the stream fails instead, with
+            the argument's name.
+    """
+    check_positive("curv", curv)
+    check_range("text_rank", o.text_rank, 0, o.image_taxa.shape[1])
+    check_range("text_taxon", o.text_taxon, 0, 1 << TAXON_BITS)
+    check_range("pair", o.pair, -1, len(o.text_rank))
+    _check_pairs(o)
+
+
+def check_positive(name: str, value: Tensor) -> None:
+    """Check that a () tensor is a positive number."""
+    fine = (value > 0) & value.isfinite()
+    if value.is_cuda:
+        torch._assert_async(fine, f"{name} must be positive")
+    elif not bool(fine):
+        raise ValueError(f"{name} must be positive, got {float(value)}")
+
+
+def check_range(name: str, ids: Tensor, low: int, high: int) -> None:
+    """Check that low <= ids < high everywhere."""
+    wrong = (ids < low) | (ids >= high)
+    end = f"2**{TAXON_BITS}" if high == 1 << TAXON_BITS else high
+    if ids.is_cuda:
+        torch._assert_async(~wrong.any(), f"{name} must be in [{low}, {end})")
+    elif bool(wrong.any()):
         where = int(wrong.nonzero()[0])
-        bounds = f"at least {low}" if high is None else f"in [{low}, {high})"
-        raise ValueError(f"{name} must be {bounds}, got {int(ids[where])} at index {where}")
+        raise ValueError(f"{name} must be in [{low}, {end}), got {int(ids[where])} at index {where}")
 
 
-def _check_pairs(objective: Objective) -> None:
+def _check_pairs(o: Objective) -> None:
     """An image must hold, at its own text's rank, that text's taxon."""
-    rows = (objective.pair >= 0).nonzero().flatten()
-    own = objective.pair[rows]
-    held = objective.image_taxa[rows, objective.text_rank[own]]
-    wrong = held != objective.text_taxon[own]
-    if bool(wrong.any()):
-        i = int(rows[wrong][0])
-        j = int(objective.pair[i])
-        r = int(objective.text_rank[j])
+    if not len(o.text_rank):
+        return
+    own = o.pair.clamp_min(0)
+    held = o.image_taxa.gather(1, o.text_rank[own].clamp(0, o.image_taxa.shape[1] - 1)[:, None])[:, 0]
+    wrong = (o.pair >= 0) & (held != o.text_taxon[own])
+    if wrong.is_cuda:
+        torch._assert_async(~wrong.any(), "pair must name a text whose taxon image_taxa holds at its rank")
+    elif bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        j = int(o.pair[i])
+        r = int(o.text_rank[j])
         raise ValueError(
-            f"image {i} is paired with text {j} (rank {r}, taxon {int(objective.text_taxon[j])}), but its "
-            f"image_taxa[{i}, {r}] is {int(objective.image_taxa[i, r])}; an image must be supervised at its text"
+            f"image {i} is paired with text {j} (rank {r}, taxon {int(o.text_taxon[j])}), but its "
+            f"image_taxa[{i}, {r}] is {int(o.image_taxa[i, r])}; an image must be supervised at its text"
         )

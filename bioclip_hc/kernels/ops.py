@@ -1,40 +1,25 @@
-"""Public operations: contracts, autograd, and the choice of a backend.
+"""`level_infonce`: its contract, and the custom operators that torch.compile and autograd see.
 
 # M images, N texts, D embed, R ranks
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bioclip_hc.kernels import panel, reference
+from bioclip_hc.kernels.backends import choose_backend
 from bioclip_hc.kernels.objective import (
     Objective,
-    check_features,
-    check_geometry,
+    check_values,
     compute_dtype,
     make_objective,
     one_element,
 )
-
-BACKENDS = ("reference", "tiled")
-
-
-def choose_backend(backend: str | None) -> str:
-    """The named backend, or the best for any device that this version has. A named one is never replaced.
-
-    Raises:
-        ValueError: no such backend.
-    """
-    if backend is None:
-        return "tiled"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
-    return backend
-
 
 def level_infonce(
     image: Tensor,
@@ -80,14 +65,16 @@ def level_infonce(
         text_bias: (N,) float, added to a text's logits inside the logsumexp over texts (the log-count of a
             deduplicated text); no gradient flows to it.
         restrict: False lets denominators run over the texts (images) of all ranks, the cross-rank ablation.
-        backend: None, "reference" (dense, the oracle) or "tiled" (bounded workspace).
+        backend: "reference" (dense, the oracle, differentiable again), "tiled" (library products in a bounded
+            workspace), "triton" (fused kernels) or None: triton on a GPU, else tiled.
 
     Returns:
         nll_image (M, R) and nll_text (N,), fp32 (float64 for float64 inputs); 0 where there is no positive.
         Differentiable once in image, text, scale and curv.
 
     Raises:
-        ValueError: naming the argument, the value and what it should be.
+        ValueError: naming the argument, the value and what it should be. What labels hold is checked without
+            waiting for a GPU: there a wrong value fails the stream.
     """
     objective = make_objective(
         image,
@@ -103,134 +90,124 @@ def level_infonce(
         restrict=restrict,
     )
     scale, curv = one_element("scale", scale, image), one_element("curv", curv, image)
-    with torch.autocast(image.device.type, enabled=False):
-        if choose_backend(backend) == "reference":
-            work = compute_dtype(image)
+    if backend == "reference":
+        check_values(objective, curv)
+        work = compute_dtype(image)
+        with torch.autocast(image.device.type, enabled=False):
             return reference.level_infonce(image.to(work), text.to(work), scale, curv, objective)
-        return _LevelInfoNCE.apply(image, text, scale, curv, objective)
+    nll_image, nll_text, _, _ = _forward(image, text, scale, curv, *_flat(objective), backend)
+    return nll_image, nll_text
 
 
-class _LevelInfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, objective: Objective
-    ) -> tuple[Tensor, Tensor]:
-        nll_image, nll_text, sums = panel.forward(image, text, scale, curv, objective)
-        ctx.save_for_backward(image, text, scale, curv)
-        ctx.objective, ctx.sums = objective, sums
-        return nll_image, nll_text
+# -- custom operators: an Objective travels as its fields ------------------------------------------------------
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let a constant gradient pass
-            raise RuntimeError(
-                "level_infonce is differentiable once: call backward without create_graph, or take "
-                "backend='reference'"
-            )
-        grad_image, grad_text = grads
-        image, text, scale, curv = ctx.saved_tensors
-        with torch.autocast(image.device.type, enabled=False):  # backward may be called inside an autocast block
-            gradients = panel.backward(image, text, scale, curv, ctx.objective, ctx.sums, grad_image, grad_text)
-        return (*gradients, None)
+_FIELDS = (
+    "Tensor image_taxa, Tensor text_rank, Tensor text_taxon, Tensor pair, Tensor? text_bias, "
+    "str geometry, str space, str targets, bool restrict, str? backend"
+)
 
 
-def exp_map0(v: Tensor, curv: Tensor | float = 1.0) -> Tensor:
-    """Exponential map at the origin: tangent vectors (..., D) to space components (..., D) of curvature -curv.
-
-    The radius sqrt(curv)|v| is clamped to asinh(2^15), as MERU does. Computed in fp32 (float64 for float64).
-    """
-    with torch.autocast(v.device.type, enabled=False):
-        return reference.exp_map0(v.to(compute_dtype(v)), one_element("curv", curv, v))
+def _flat(o: Objective) -> tuple[Any, ...]:
+    return tuple(getattr(o, field.name) for field in fields(o))
 
 
-def log_map0(x: Tensor, curv: Tensor | float = 1.0) -> Tensor:
-    """Logarithmic map at the origin, the inverse of exp_map0 below its clamp: (..., D) to (..., D)."""
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.log_map0(x.to(compute_dtype(x)), one_element("curv", curv, x))
+def _implementation(backend: str | None, image: Tensor) -> Any:
+    """The module whose forward and backward run."""
+    if choose_backend(backend, image.device, image.dtype) == "triton":
+        from bioclip_hc.kernels import triton_infonce
+
+        return triton_infonce
+    return panel
 
 
-def lorentz_inner(x: Tensor, y: Tensor, curv: Tensor | float = 1.0) -> Tensor:
-    """(M, N) Lorentz inner products of points given by their space components, x (M, D) and y (N, D).
-
-    Between -infinity and -1/curv, which is reached at x = y.
-    """
-    check_features(x, y)
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.lorentz_inner(x.to(compute_dtype(x)), y.to(compute_dtype(x)), one_element("curv", curv, x))
+def _pool_width(image_taxa: Tensor, restrict: bool) -> int:
+    """Denominators of an image: one for each rank, or one for all."""
+    return image_taxa.shape[1] if restrict else 1
 
 
-@torch.no_grad()
-def rank_topk(
+@torch.library.custom_op(
+    "bioclip_hc::level_infonce",
+    mutates_args=(),
+    schema=f"(Tensor image, Tensor text, Tensor scale, Tensor curv, {_FIELDS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(
+    image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, *objective_and_backend: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """nll_image (M, R), nll_text (N,), and for the backward pass row_lse (M, R or 1), col_lse (N,)."""
+    *arguments, backend = objective_and_backend
+    o = Objective(*arguments)
+    check_values(o, curv)
+    module = _implementation(backend, image)
+    if _is_empty(o):
+        (M, R), N, width = o.image_taxa.shape, len(text), _pool_width(o.image_taxa, o.restrict)
+        like = scale.new_zeros
+        return like(M, R), like(N), like(M, width), like(N)
+    with torch.autocast(image.device.type, enabled=False):
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = module.forward(image, text, scale, curv, o)
+    return result
+
+
+@_forward.register_fake
+def _(image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    (M, R), N, width = rest[0].shape, text.shape[0], _pool_width(rest[0], rest[8])
+    return scale.new_empty(M, R), scale.new_empty(N), scale.new_empty(M, width), scale.new_empty(N)
+
+
+@torch.library.custom_op(
+    "bioclip_hc::level_infonce_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_image, Tensor grad_text, Tensor row_lse, Tensor col_lse, Tensor image, Tensor text, "
+    f"Tensor scale, Tensor curv, {_FIELDS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    grad_image: Tensor,
+    grad_text: Tensor,
+    row_lse: Tensor,
+    col_lse: Tensor,
     image: Tensor,
     text: Tensor,
-    text_rank: Tensor,
-    scale: Tensor | float = 1.0,
-    curv: Tensor | float = 1.0,
-    *,
-    geometry: str = "lorentz",
-    space: str = "tangent",
-    k: int = 1,
-    ranks: int | None = None,
-    candidates: tuple[Tensor, Tensor] | None = None,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The k best texts of every rank for each image, without the (M, N) matrix.
-
-    Args:
-        image: (M, D) float. text: (N, D) float. geometry, space, scale, curv: as in `level_infonce`.
-        text_rank: (N,) int in [0, ranks).
-        k: how many texts per rank.
-        ranks: R; by default the largest text_rank + 1.
-        candidates: (indptr (M + 1,), indices) in CSR form: image i chooses only among the texts
-            indices[indptr[i]:indptr[i + 1]], each named once. None: among all.
-
-    Returns:
-        score (M, R, k) logits, falling, -inf padded; index (M, R, k) int64 into text, -1 padded. Equal scores
-        keep the smaller index first. No gradient.
-
-    Raises:
-        ValueError: naming the argument, the value and what it should be.
-    """
-    check_geometry(geometry, space)
-    check_features(image, text)
-    if text_rank.shape != (len(text),):
-        raise ValueError(f"text_rank must be ({len(text)},), got {tuple(text_rank.shape)}")
-    text_rank = text_rank.to(image.device, torch.int64)
-    largest = int(text_rank.max()) if len(text) else -1
-    ranks = largest + 1 if ranks is None else ranks
-    if largest >= ranks or (len(text) and int(text_rank.min()) < 0):
-        raise ValueError(f"text_rank must be in [0, {ranks}), got {int(text_rank.min())} to {largest}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if candidates is not None:
-        candidates = _checked_lists(candidates, len(image), len(text), image.device)
-    module = reference if choose_backend(backend) == "reference" else panel
-    work = compute_dtype(image)
+    scale: Tensor,
+    curv: Tensor,
+    *objective_and_backend: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of <grad_image, nll_image> + <grad_text, nll_text> for image, text, scale and curv."""
+    *arguments, backend = objective_and_backend
+    o = Objective(*arguments)
+    if _is_empty(o):
+        return torch.zeros_like(image), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(curv)
     with torch.autocast(image.device.type, enabled=False):
-        return module.rank_topk(
-            image.to(work),
-            text.to(work),
-            text_rank,
-            one_element("scale", scale, image),
-            one_element("curv", curv, image),
-            geometry,
-            space,
-            k,
-            ranks,
-            candidates,
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = _implementation(backend, image).backward(
+            image, text, scale, curv, o, row_lse, col_lse, grad_image, grad_text
         )
+    return result
 
 
-def _checked_lists(
-    candidates: tuple[Tensor, Tensor], rows: int, texts: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    indptr, indices = (torch.as_tensor(x, device=device).to(torch.int64) for x in candidates)
-    if indptr.shape != (rows + 1,) or indices.ndim != 1:
-        raise ValueError(f"candidates must be (indptr ({rows + 1},), indices), got {tuple(indptr.shape)} first")
-    if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or bool((indptr.diff() < 0).any()):
-        raise ValueError(f"candidates' indptr must rise from 0 to {len(indices)}, got {indptr[:3].tolist()} ...")
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= texts):
-        raise ValueError(
-            f"candidates' indices must be in [0, {texts}), got {int(indices.min())} to {int(indices.max())}"
-        )
-    return indptr, indices
+@_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments[4:8])
+
+
+def _is_empty(o: Objective) -> bool:
+    return 0 in o.image_taxa.shape or not len(o.text_rank)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image, text, scale, curv, taxa, rank, taxon, pair, bias, *options = inputs
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*output[2:], image, text, scale, curv, taxa, rank, taxon, pair, bias)
+    ctx.options = options
+
+
+def _differentiate(ctx: Any, grad_image: Tensor, grad_text: Tensor, *_: Any) -> tuple[Any, ...]:
+    gradients = _backward(grad_image, grad_text, *ctx.saved_tensors, *ctx.options)
+    return (*gradients, *[None] * 10)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "level_infonce is differentiable once: call backward without create_graph, or take backend='reference'"
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)
+_backward.register_autograd(_refuse)

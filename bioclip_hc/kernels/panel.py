@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bioclip_hc.kernels.objective import Objective, compute_dtype
+from bioclip_hc.kernels.plan import make_plan
 from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor, unit
 
 TILE = 512  # B; about ten live (B, B) fp32 temporaries, and six (B, 512) ones, make the workspace 16 MiB
@@ -225,40 +226,28 @@ class RunningLSE:
         return self.top + self.sum.clamp_min(torch.finfo(self.sum.dtype).tiny).log()
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What the forward pass leaves for the backward pass: O(M R + N) numbers."""
-
-    row_lse: Tensor  # (M, R) restricted; (M, 1) over all ranks
-    col_lse: Tensor  # (N,)
-    row_count: Tensor  # (M, R) positives of each image at each rank
-    col_count: Tensor  # (N,)
-
-
 def forward(
     image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, o: Objective, tile: int = TILE
-) -> tuple[Tensor, Tensor, Sums]:
-    """nll_image (M, R), nll_text (N,) and what `backward` needs."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """nll_image (M, R), nll_text (N,), and for `backward` row_lse (M, R), unrestricted (M, 1), and col_lse (N,)."""
     x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
     (M, R), N = o.image_taxa.shape, len(text)
     pools = R if o.restrict else 1
     row_lse, col_lse = RunningLSE(M * pools, x.norm), RunningLSE(N, x.norm)
-    row_positive, row_count = x.norm.new_zeros(M, R), x.norm.new_zeros(M, R)
-    col_positive, col_count = x.norm.new_zeros(N), x.norm.new_zeros(N)
+    row_positive, col_positive = x.norm.new_zeros(M, R), x.norm.new_zeros(N)
     for t in _tiles(o, tile):
         l, _ = _logits(x[t.rows], y[t.cols], scale, curv, o.geometry)
         as_rows, as_cols = _pools(l, t, o.text_bias)
         row_lse.add(t.rows * pools + (t.rank if o.restrict else 0), as_rows, 1)
         col_lse.add(t.cols, as_cols, 0)
-        row_count[t.rows, t.rank] += t.positive.sum(1)
-        col_count[t.cols] += t.positive.sum(0)
         chosen = l.mul_(t.positive)
         row_positive[t.rows, t.rank] += chosen.sum(1)
         col_positive[t.cols] += chosen.sum(0)
-    sums = Sums(row_lse.value().view(M, pools), col_lse.value(), row_count, col_count)
-    nll_image = torch.where(row_count > 0, sums.row_lse - row_positive / row_count.clamp_min(1), 0)
-    nll_text = torch.where(col_count > 0, sums.col_lse - col_positive / col_count.clamp_min(1), 0)
-    return nll_image, nll_text, sums
+    over_rows, over_cols = row_lse.value().view(M, pools), col_lse.value()
+    plan = make_plan(o)
+    nll_image = torch.where(plan.row_count > 0, over_rows - row_positive / plan.row_count.clamp_min(1), 0)
+    nll_text = torch.where(plan.col_count > 0, over_cols - col_positive / plan.col_count.clamp_min(1), 0)
+    return nll_image, nll_text, over_rows, over_cols
 
 
 def backward(
@@ -267,7 +256,8 @@ def backward(
     scale: Tensor,
     curv: Tensor,
     o: Objective,
-    sums: Sums,
+    row_lse: Tensor,
+    col_lse: Tensor,
     grad_image: Tensor,
     grad_text: Tensor,
     tile: int = TILE,
@@ -278,20 +268,15 @@ def backward(
     """
     x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
     gx, gy = Gradient.zeros(x), Gradient.zeros(y)
-    grad_image = grad_image.masked_fill(sums.row_count == 0, 0)  # a row without positive is the constant 0
-    grad_text = grad_text.masked_fill(sums.col_count == 0, 0)
-    pull_image = grad_image / sums.row_count.clamp_min(1)
-    pull_text = grad_text / sums.col_count.clamp_min(1)
-    # (M, R) restricted; unrestricted every rank shares one denominator, so its weights add up
-    push_image = grad_image if o.restrict else grad_image.sum(1, keepdim=True)
+    push_image, push_text, pull_image, pull_text = make_plan(o).weights(grad_image, grad_text, o.restrict)
     total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l
     for t in _tiles(o, tile):
         xt, yt = x[t.rows], y[t.cols]
         l, u = _logits(xt, yt, scale, curv, o.geometry)
         as_rows, as_cols = _pools(l, t, o.text_bias)
         pool = t.rank if o.restrict else 0
-        W = (as_rows - sums.row_lse[t.rows, pool, None]).exp_().mul_(push_image[t.rows, pool, None])
-        W.addcmul_((as_cols - sums.col_lse[t.cols]).exp_(), grad_text[t.cols].expand_as(W))
+        W = (as_rows - row_lse[t.rows, pool, None]).exp_().mul_(push_image[t.rows, pool, None])
+        W.addcmul_((as_cols - col_lse[t.cols]).exp_(), push_text[t.cols].expand_as(W))
         W.sub_((pull_image[t.rows, t.rank, None] + pull_text[t.cols]).mul_(t.positive))
         total += l.mul_(W).sum(dtype=torch.float64)
         if u is None:

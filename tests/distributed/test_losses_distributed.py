@@ -4,6 +4,7 @@
 Processes are gloo workers forked from a server that has imported torch once.
 """
 
+import itertools
 import multiprocessing
 from datetime import timedelta
 
@@ -107,17 +108,21 @@ def run_scenario(name, rank, size):
     return out.loss.detach(), out.per_rank, gradients
 
 
-def run_clip(loss_class, local_loss, gather_with_grad, rank, size):
-    """(loss, gradients) of this process."""
+def run_clip(loss_class, local_loss, gather_with_grad, cache_labels, dtype, rank, size):
+    """(loss, gradients) of this process, in two calls, so that cached labels are used."""
     g = torch.Generator().manual_seed(rank)
-    image, text = (torch.randn(3, D, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
-    scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
-    loss = loss_class(local_loss=local_loss, gather_with_grad=gather_with_grad, rank=rank, world_size=size)
-    value = loss(image, text, scale)
-    return value.detach(), torch.autograd.grad(value, [image, text, scale])
+    loss = loss_class(local_loss, gather_with_grad, cache_labels, rank, size)
+    results = []
+    for _ in range(2):
+        image, text = (torch.randn(3, D, generator=g, dtype=dtype).requires_grad_() for _ in range(2))
+        scale, bias = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in (4.0, -10.0))
+        value = loss(image, text, scale, logit_bias=bias, output_dict=True)["contrastive_loss"]
+        results.append((value.detach(), torch.autograd.grad(value, [image, text, scale, bias])))
+    return results
 
 
-CLIP_MODES = [(local, grad) for local in (False, True) for grad in (False, True)]
+FLAGS = [False, True]
+CLIP_MODES = list(itertools.product(FLAGS, FLAGS, FLAGS, [torch.float32, torch.float64]))
 
 
 def run_collectives(rank, size):
@@ -190,7 +195,7 @@ def test_the_authors_code_takes_each_process_alone(world):
 
 @pytest.mark.parametrize("mode", CLIP_MODES)
 def test_clip_loss_is_open_clips(world, mode):
-    """At world size 2, in all combinations of local_loss and gather_with_grad: value and every gradient."""
+    """At world size 2, for every local_loss, gather_with_grad, cache_labels and dtype: value and all gradients."""
     if len(world) == 2:
         for result in world:
             torch.testing.assert_close(result[mode]["ours"], result[mode]["theirs"])

@@ -8,20 +8,44 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from open_clip.loss import ClipLoss
 
-from bioclip_hc.kernels import level_infonce, panel
+from bioclip_hc import kernels
+from bioclip_hc.kernels import panel
+from bioclip_hc.kernels.backends import BACKENDS
 from bioclip_hc.kernels.objective import make_objective
-from bioclip_hc.kernels.ops import BACKENDS
 
 SPACES = [("lorentz", "tangent"), ("lorentz", "hyperboloid"), ("euclidean", "tangent"), ("euclidean", "unit")]
 TARGETS = ["multi_positive", "diagonal", "mask_out"]
 SHAPES = [(63, 257), (257, 63), (1, 1), (1, 5), (5, 1), (0, 4), (4, 0)]
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the Triton kernels; on a CPU they are interpreted
+
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_float64_backend = pytest.mark.parametrize("backend", ["reference", "tiled"])
 each_space = pytest.mark.parametrize(("geometry", "space"), SPACES)
 each_target = pytest.mark.parametrize("targets", TARGETS)
 each_restriction = pytest.mark.parametrize("restrict", [True, False])
+
+
+def level_infonce(*arguments, backend=None, **options):
+    """The operation; for triton on its device, and in fp32 where the others do float64."""
+    if backend != "triton":
+        return kernels.level_infonce(*arguments, backend=backend, **options)
+
+    def move(x):
+        if not isinstance(x, torch.Tensor):
+            return x
+        return x.to(DEVICE, torch.float32 if x.dtype == torch.float64 else None)
+
+    options = {name: move(x) for name, x in options.items()}
+    return tuple(x.cpu() for x in kernels.level_infonce(*map(move, arguments), backend=backend, **options))
+
+
+def close(got, expected, **tolerance):
+    """assert_close, with what fp32 can give where float64 was expected of an fp32 backend."""
+    if got.dtype == torch.float32 and expected.dtype == torch.float64:
+        tolerance = {"rtol": 2e-5, "atol": 2e-5} | tolerance
+    torch.testing.assert_close(got, expected.to(got.dtype), **tolerance)
 
 
 # -- the contract, number by number
@@ -125,11 +149,11 @@ def test_values_are_the_contract(backend, geometry, space, targets, restrict, bi
     expected = plain_level_infonce(p, 3.0, 0.7, bias=bias, **options)
     assert nll_image.count_nonzero() > 6
     assert nll_text.count_nonzero() > 4
-    torch.testing.assert_close(nll_image, torch.tensor(expected[0], dtype=torch.float64))
-    torch.testing.assert_close(nll_text, torch.tensor(expected[1], dtype=torch.float64))
+    close(nll_image, torch.tensor(expected[0], dtype=torch.float64))
+    close(nll_text, torch.tensor(expected[1], dtype=torch.float64))
 
 
-@each_backend
+@each_float64_backend
 @each_space
 @each_target
 @each_restriction
@@ -171,8 +195,8 @@ def forward_backward(p, backend, dtype=None, scale=3.0, curv=0.7, tile=None, **o
         image, text, p.taxa, p.rank, p.taxon, pair=pair, text_bias=options.pop("bias", None), **options
     )
     numbers = image.detach(), text.detach(), scale.detach()[0].to(dtype), curv.detach()[0].to(dtype), objective
-    *nll, sums = panel.forward(*numbers, tile=tile)
-    gradients = panel.backward(*numbers, sums, *(w.to(dtype) for w in weights), tile=tile)
+    *nll, row_lse, col_lse = panel.forward(*numbers, tile=tile)
+    gradients = panel.backward(*numbers, row_lse, col_lse, *(w.to(dtype) for w in weights), tile=tile)
     return (*nll, *(x.reshape(y.shape) for x, y in zip(gradients, (image, text, scale, curv), strict=True)))
 
 
@@ -186,7 +210,7 @@ def test_tiles_may_cut_anywhere(geometry, space, targets, restrict, tile):
     whole = forward_backward(p, "reference", **options)
     cut = forward_backward(p, "tiled", tile=tile, **options)
     for expected, got in zip(whole, cut, strict=True):
-        torch.testing.assert_close(got, expected)
+        close(got, expected)
 
 
 @each_space
@@ -198,7 +222,7 @@ def test_awkward_shapes(geometry, space, M, N):
     assert dense[1].shape == (N,)
     for expected, got in zip(dense, tiled, strict=True):
         assert got.isfinite().all()
-        torch.testing.assert_close(got, expected)
+        close(got, expected)
 
 
 @each_backend
@@ -219,8 +243,8 @@ def test_a_rank_with_one_text_and_one_image_costs_nothing(backend):
     p = problem(M=2, N=2, R=2)
     p.taxa, p.rank, p.taxon = torch.tensor([[5, -1], [-1, 6]]), torch.tensor([0, 1]), torch.tensor([5, 6])
     nll_image, nll_text = call(p, backend=backend)
-    assert nll_image.abs().max() < 1e-12
-    assert nll_text.abs().max() < 1e-12
+    assert nll_image.abs().max() < 1e-6
+    assert nll_text.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -252,8 +276,8 @@ def test_permuting_samples_permutes_rows(backend, geometry, space, targets, rest
     options = {"backend": backend, "geometry": geometry, "space": space, "targets": targets, "restrict": restrict}
     nll_image, nll_text = call(p, bias=p.bias, **options)
     permuted_image, permuted_text = call(q, bias=p.bias[cols], **options)
-    torch.testing.assert_close(permuted_image, nll_image[rows])
-    torch.testing.assert_close(permuted_text, nll_text[cols])
+    close(permuted_image, nll_image[rows])
+    close(permuted_text, nll_text[cols])
 
 
 @each_backend
@@ -272,8 +296,8 @@ def test_a_repeated_text_is_one_text_with_the_log_of_its_count(backend, geometry
         image, text, copies[:, None], torch.zeros(3), torch.arange(3), 4.0, pair=copies, text_bias=count.log(),
         **one_rank,
     )  # fmt: skip
-    torch.testing.assert_close(merged_image, each_image)
-    torch.testing.assert_close(merged_text * count, torch.zeros(3).double().index_add(0, copies, each_text))
+    close(merged_image, each_image)
+    close(merged_text * count, torch.zeros(3).double().index_add(0, copies, each_text.double()))
 
 
 @each_backend
@@ -292,12 +316,13 @@ def test_ranks_are_independent(backend, geometry, space, targets):
             pair=torch.where(own, place[p.pair.clamp_min(0)], -1),
         )  # fmt: skip
         alone_image, alone_text = call(q, **options)
-        torch.testing.assert_close(alone_image[:, 0], nll_image[:, r])
-        torch.testing.assert_close(alone_text, nll_text[here])
+        close(alone_image[:, 0], nll_image[:, r])
+        close(alone_text, nll_text[here])
 
 
 @each_backend
 def test_one_euclidean_rank_is_clips_loss(backend):
+    ClipLoss = pytest.importorskip("open_clip.loss").ClipLoss
     g = torch.Generator().manual_seed(0)
     image, text = (
         torch.nn.functional.normalize(torch.randn(9, 5, generator=g, dtype=torch.float64), dim=1) for _ in range(2)
@@ -309,9 +334,10 @@ def test_one_euclidean_rank_is_clips_loss(backend):
         targets="diagonal", pair=ids, backend=backend,
     )  # fmt: skip
     ours, theirs = (nll_image.mean() + nll_text.mean()) / 2, ClipLoss()(*inputs)
-    torch.testing.assert_close(ours, theirs)
+    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend == "triton" else {}
+    close(ours, theirs, **fp32)
     for got, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
-        torch.testing.assert_close(got, expected)
+        close(got, expected, **fp32)
 
 
 @each_backend
@@ -328,9 +354,10 @@ def test_one_hyperboloid_rank_is_merus_contrastive_term(backend):
     theirs = [torch.nn.functional.cross_entropy(s, ids) for s in (similarity, similarity.T)]
     ours = level_infonce(x, y, ids[:, None], torch.zeros(7), ids, scale, c, space="hyperboloid", backend=backend)
     ours, theirs = sum(nll.mean() for nll in ours), sum(theirs)
-    torch.testing.assert_close(ours, theirs)
+    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend == "triton" else {}
+    close(ours, theirs, **fp32)
     for got, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
-        torch.testing.assert_close(got, expected)
+        close(got, expected, **fp32)
 
 
 @each_backend
@@ -348,7 +375,10 @@ def test_without_curvature_the_distance_is_euclids(backend, space):
     ]
     errors = [float((x - expected).abs().max()) for x in nll]
     assert errors[0] < 5e-3
-    assert errors[1] == pytest.approx(errors[0] / 100, rel=0.05)
+    if backend == "triton":  # fp32 sees no further
+        assert errors[1] < 1e-3
+    else:
+        assert errors[1] == pytest.approx(errors[0] / 100, rel=0.05)
 
 
 # -- numbers that floats handle badly
@@ -367,10 +397,10 @@ def test_logits_hundreds_of_nats_apart(backend, targets):
         targets=targets, pair=ids, backend=backend,
     )  # fmt: skip
     exact = l.detach().double()
-    torch.testing.assert_close(nll_image[:, 0], (exact.logsumexp(1) - exact.diagonal()).float())
-    torch.testing.assert_close(nll_text, (exact.logsumexp(0) - exact.diagonal()).float())
+    close(nll_image[:, 0], (exact.logsumexp(1) - exact.diagonal()).float())
+    close(nll_text, (exact.logsumexp(0) - exact.diagonal()).float())
     (got,) = torch.autograd.grad(nll_image.sum() + nll_text.sum(), l)
-    torch.testing.assert_close(got, (exact.softmax(1) + exact.softmax(0) - 2 * torch.eye(4)).float())
+    close(got, (exact.softmax(1) + exact.softmax(0) - 2 * torch.eye(4)).float())
 
 
 def extremes(geometry, space, dtype):
@@ -423,7 +453,7 @@ def test_the_gradient_at_the_origin_is_the_limit(backend, dtype):
     (got,) = torch.autograd.grad(nll.sum(), image)
     direction = torch.nn.functional.normalize(text.double(), dim=1)
     W = (-3.0 * text.double().norm(dim=1)).softmax(0) - torch.eye(4)[2]
-    torch.testing.assert_close(got[0].double(), 3.0 * W @ direction, rtol=1e-5, atol=1e-6)
+    close(got[0].double(), 3.0 * W @ direction, rtol=1e-5, atol=1e-6)
 
 
 @each_backend
@@ -437,8 +467,8 @@ def test_beyond_the_clamp_the_radius_neither_counts_nor_moves(backend):
         (gradient,) = torch.autograd.grad(nll_image.sum() + nll_text.sum(), p.image)
         results.append((nll_image, gradient))
         assert (gradient * far).sum(1).abs().max() < 1e-4 * gradient.norm()
-    torch.testing.assert_close(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1] * 2)  # the angle turns half as fast
+    close(results[0][0], results[1][0])
+    close(results[0][1], results[1][1] * 2)  # the angle turns half as fast
 
 
 @pytest.mark.parametrize("radius", [0.1, 1.0])
@@ -466,7 +496,7 @@ def test_fp32_is_close_to_float64(geometry, space, scale, radius):
     assert abs(ours[5] - exact[5]) <= 1e-5 * abs(exact[5]) + 1e-6 * size
 
 
-@each_backend
+@each_float64_backend
 @each_space
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_inputs_are_computed_in_fp32(backend, geometry, space, dtype):
@@ -476,7 +506,7 @@ def test_half_precision_inputs_are_computed_in_fp32(backend, geometry, space, dt
     full = forward_backward(p, backend, dtype=torch.float32, geometry=geometry, space=space)
     assert [x.dtype for x in half[:4]] == [torch.float32, torch.float32, dtype, dtype]
     for got, expected in zip(half, full, strict=True):
-        torch.testing.assert_close(got, expected.to(got.dtype))
+        close(got, expected.to(got.dtype))
 
 
 @each_backend
@@ -509,8 +539,9 @@ def test_double_backward_is_refused():
     p = problem()
     p.image.requires_grad_()
     nll, _ = call(p, backend="tiled")
+    (gradient,) = torch.autograd.grad(nll.sum(), p.image, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
-        torch.autograd.grad(nll.sum(), p.image, create_graph=True)
+        gradient.square().sum().backward()
 
 
 # -- errors name the argument, the value and what it should be
@@ -522,7 +553,7 @@ def test_double_backward_is_refused():
         ({"text_rank": torch.tensor([0, 9, 0])}, r"text_rank must be in \[0, 2\), got 9 at index 1"),
         ({"text_rank": torch.tensor([0, 0, -1])}, r"text_rank must be in \[0, 2\), got -1 at index 2"),
         ({"text_rank": torch.tensor([0, 0])}, r"text_rank must be \(3,\), got \(2,\)"),
-        ({"text_taxon": torch.tensor([1, -1, 2])}, "text_taxon must be at least 0, got -1 at index 1"),
+        ({"text_taxon": torch.tensor([1, -1, 2])}, r"text_taxon must be in \[0, 2\*\*56\), got -1 at index 1"),
         ({"image_taxa": torch.zeros(4, 2)}, r"image_taxa must be \(2, R\), got \(4, 2\)"),
         ({"image": torch.zeros(2, 5)}, "image and text must share D, got 5 and 4"),
         ({"image": torch.zeros(2, 4, dtype=torch.int64)}, "image must be a float tensor"),
@@ -538,6 +569,9 @@ def test_double_backward_is_refused():
         ({"targets": "diagonal", "pair": torch.tensor([0])}, r"pair must be \(2,\), got \(1,\)"),
         ({"text_bias": torch.zeros(2)}, r"text_bias must be \(3,\), got \(2,\)"),
         ({"scale": torch.ones(2)}, r"scale must have one element, got shape \(2,\)"),
+        ({"curv": 0.0}, r"curv must be positive, got 0.0"),
+        ({"curv": math.nan}, r"curv must be positive, got nan"),
+        ({"image_taxa": torch.zeros(2, 65)}, r"at most 64 ranks, got 65"),
         ({"curv": torch.ones(2)}, r"curv must have one element, got shape \(2,\)"),
     ],
 )

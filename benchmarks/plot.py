@@ -1,0 +1,94 @@
+"""Draw a kernels' results file: python benchmarks/plot.py benchmarks/results/kernels-<GPU>.json
+
+Time, time over ours and peak memory against the number of images, a column of panels for each objective, as PNG and
+SVG beside the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from compare_kernels import OURS, median
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+Value = Callable[[dict[str, Any], dict[str, Any]], float | None]  # of a row and of ours beside it
+PANELS = [(mode, geometry) for geometry in ("euclidean", "lorentz") for mode in ("dense", "sorted", "all_ranks")]
+
+
+def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> float | None:
+    theirs, own = median(row), median(ours)
+    return None if theirs is None or own is None else theirs / own
+
+
+FIGURES: dict[str, tuple[str, Value]] = {
+    "time": ("forward + backward, ms", lambda row, ours: median(row)),
+    "ratio": (f"time over {OURS}'s", _ratio),
+    "memory": ("peak memory beyond inputs and gradients, MiB", lambda row, ours: row.get("peak_mib")),
+}
+
+
+def draw(content: dict[str, Any], label: str, value: Value, dtype: str = "fp16") -> Figure:
+    """One figure: `value` of every way against the number of images, logarithmic, a panel for each objective."""
+    rows = [
+        row
+        for row in content["rows"]
+        if (row["op"], row["steps"], row["dtype"]) == ("level_infonce", "forward_backward", dtype)
+    ]
+    names = list(dict.fromkeys(row["way"] for row in rows))
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8), sharex=True, squeeze=False)
+    for axis, (mode, geometry) in zip(axes.flat, PANELS, strict=True):
+        here = [row for row in rows if (row["mode"], row["geometry"]) == (mode, geometry)]
+        ours = {row["images"]: row for row in here if row["way"] == OURS}
+        for way in (OURS, *(name for name in names if name != OURS)):
+            points = [(row["images"], value(row, ours.get(row["images"], {}))) for row in here if row["way"] == way]
+            points = sorted((n, y) for n, y in points if y)  # a logarithm has no 0
+            if points:
+                style = {"linewidth": 2.5, "color": "black"} if way == OURS else {"color": f"C{names.index(way)}"}
+                axis.plot(*zip(*points, strict=True), marker="o", label=way, **style)
+        axis.set_title(f"{mode.replace('_', ' ')}, {geometry}")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize="small")
+    for axis in axes[-1]:
+        axis.set_xlabel("images")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(label)
+    card = content["card"]
+    smoke = "SMOKE RUN, TIMES MEAN NOTHING: " if content["smoke"] else ""
+    figure.suptitle(
+        f"{smoke}{card['gpu']}, {dtype}, torch {card['torch']}, triton {card['triton']}, {card['date']}"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def draw_all(path: Path, dtype: str = "fp16") -> list[Path]:
+    """Every figure of a results file, as PNG and SVG beside it; returns their paths."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    paths = []
+    for name, (label, value) in FIGURES.items():
+        figure = draw(content, label, value, dtype)
+        for suffix in ("png", "svg"):
+            paths.append(path.with_name(f"{path.stem}-{name}.{suffix}"))
+            figure.savefig(paths[-1], dpi=120)
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--dtype", default="fp16")
+    options = parser.parse_args()
+    for drawn in draw_all(options.file, options.dtype):
+        print(drawn)
