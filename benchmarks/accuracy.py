@@ -95,19 +95,20 @@ def polar(v: Tensor, w: Tensor, rounding: Callable[[Tensor], Tensor]) -> Answer:
     """The tiled backend's tile and its way back, on unit rows rounded first, as the kernels round them."""
     scale, curv, everyone = torch.tensor(SCALE), ONE, torch.arange(len(v))
     sides = [panel.prepare(x, curv, "lorentz", "tangent") for x in (v, w)]
-    tile = []
-    for side in sides:
-        rows = side[everyone]
-        n = rounding(rows.n)
-        tile.append(dataclasses.replace(rows, n=n, h=n.square().sum(1) / 2))
-    logits, u = panel._logits(*tile, scale, curv, "lorentz")
+    images, texts = (_rounded(side[everyone], rounding) for side in sides)
+    logits, u = panel._logits(images, texts, scale, curv, "lorentz")
     assert u is not None  # it is Lorentz
-    dx, dy, drx, dry = panel._lorentz_backward(torch.eye(len(v)), u, *tile, scale, curv)
+    dx, dy, drx, dry = panel._lorentz_backward(torch.eye(len(v)), u, images, texts, scale, curv)
     sums = panel.Gradient(dx, drx), panel.Gradient(dy, dry)
     gradients = [
         panel._to_inputs(g, side, curv, "lorentz", "tangent", len(v)) for g, side in zip(sums, sides, strict=True)
     ]
     return Answer(logits.diagonal(), torch.cat(gradients, 1))
+
+
+def _rounded(rows: panel.Rows, rounding: Callable[[Tensor], Tensor]) -> panel.Rows:
+    n = rounding(rows.n)
+    return dataclasses.replace(rows, n=n, h=n.square().sum(1) / 2)
 
 
 def tf32(x: Tensor) -> Tensor:
@@ -145,8 +146,9 @@ def compare(method: str, v: Tensor, w: Tensor) -> Cell:
     whole = got.gradient.isfinite().all(1)
     error = (got.gradient - exact.gradient).norm(dim=1) / exact.gradient.norm(dim=1)
     error = error[whole] if bool(whole.any()) else error.new_full((1,), torch.nan)
-    means = (float(x) for x in (logit.mean(), logit.max(), error.mean(), error.max()))
-    return Cell(*means, broken=int((~whole).sum()))
+    return Cell(
+        float(logit.mean()), float(logit.max()), float(error.mean()), float(error.max()), int((~whole).sum())
+    )
 
 
 def measure(method: str, distance: float, radius: float) -> Cell:

@@ -21,6 +21,7 @@ from bioclip_hc.kernels.objective import (
     one_element,
 )
 
+
 def level_infonce(
     image: Tensor,
     text: Tensor,
@@ -142,7 +143,7 @@ def _forward(
         (M, R), N, width = o.image_taxa.shape, len(text), _pool_width(o.image_taxa, o.restrict)
         like = scale.new_zeros
         return like(M, R), like(N), like(M, width), like(N)
-    with torch.autocast(image.device.type, enabled=False):
+    with torch.autocast(image.device.type, enabled=False), torch.cuda.device_of(image):
         result: tuple[Tensor, Tensor, Tensor, Tensor] = module.forward(image, text, scale, curv, o)
     return result
 
@@ -175,7 +176,7 @@ def _backward(
     o = Objective(*arguments)
     if _is_empty(o):
         return torch.zeros_like(image), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(curv)
-    with torch.autocast(image.device.type, enabled=False):
+    with torch.autocast(image.device.type, enabled=False), torch.cuda.device_of(image):
         result: tuple[Tensor, Tensor, Tensor, Tensor] = _implementation(backend, image).backward(
             image, text, scale, curv, o, row_lse, col_lse, grad_image, grad_text
         )

@@ -22,7 +22,7 @@ from bioclip_hc.kernels.objective import Objective, compute_dtype
 from bioclip_hc.kernels.plan import make_plan
 from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor, unit
 
-TILE = 512  # B; about ten live (B, B) fp32 temporaries, and six (B, 512) ones, make the workspace 16 MiB
+TILE = 512  # B; about eleven live (B, B) fp32 temporaries, and six (B, 512) ones, make the workspace 16 MiB
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,24 @@ def prepare(v: Tensor, curv: Tensor, geometry: str, space: str) -> Side:
 # -- epilogues: from a product tile to logits, and from W back ------------------------------------------------
 
 
-def _cosh_minus_one(S: Tensor, x: Rows, y: Rows) -> Tensor:
-    """u = cosh(d) - 1 of a tile; takes S's memory."""
+def _cosh_minus_one(S: Tensor, x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
+    """u = cosh(d) - 1 of a tile, and h_i + h_j - S, which takes S's memory."""
     difference = torch.outer(x.a, y.b).sub_(torch.outer(x.b, y.a))
-    u = S.neg_().add_(x.h[:, None]).add_(y.h)
-    u.mul_(x.s[:, None]).mul_(y.s)
-    return u.addcmul_(difference, difference, value=0.5).clamp_(min=0)
+    gap = S.neg_().add_(x.h[:, None]).add_(y.h)
+    u = (gap * x.s[:, None]).mul_(y.s)
+    return u.addcmul_(difference, difference, value=0.5).clamp_(min=0), gap
 
 
-def _logits(x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
-    """Logits of a tile, and u for the way back (Lorentz only)."""
+def _logits(
+    x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Logits of a tile, and for the way back u and the gap (Lorentz only)."""
     S = x.n @ y.n.T
     if geometry == "euclidean":
         return S.mul_(scale), None
-    u = _cosh_minus_one(S, x, y)
+    u, gap = _cosh_minus_one(S, x, y)
     root = (u + 2).mul_(u).sqrt_()
-    return root.add_(u).log1p_().mul_(-scale / curv.sqrt()), u
+    return root.add_(u).log1p_().mul_(-scale / curv.sqrt()), (u, gap)
 
 
 @dataclass
@@ -112,18 +114,17 @@ class Gradient:
 
 
 def _lorentz_backward(
-    W: Tensor, u: Tensor, x: Rows, y: Rows, scale: Tensor, curv: Tensor
+    W: Tensor, apart: tuple[Tensor, Tensor], x: Rows, y: Rows, scale: Tensor, curv: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dn / s and dr of both sides of one tile. Takes W's memory."""
+    u, gap = apart
     root = (u + 2).mul_(u).sqrt_()
-    q = W.div_(root).mul_(-scale / curv.sqrt()).masked_fill_(u <= u_floor(u.dtype), 0)
+    noise = torch.outer(x.s * u_floor(u.dtype), y.s)  # of u: its product is rounded in units of s_i s_j
+    q = W.div_(root).mul_(-scale / curv.sqrt()).masked_fill_(u <= noise, 0)
     dx, dy = -(q * y.s) @ y.n, -(q * x.s[:, None]).T @ x.n
     # sinh(r_i - r_j) = t (a_i b_j + b_i a_j) / 2 with t = a_i b_j - b_i a_j: exact for near radii
     t = torch.outer(x.a, y.b)
     other = torch.outer(x.b, y.a)
-    half_square = (t - other).square_().div_(2)
-    ss = torch.outer(x.s, y.s)
-    gap = (u - half_square).div_(ss.clamp_min(torch.finfo(ss.dtype).tiny))  # h_i + h_j - S
     sinh = (t - other).mul_(t.add_(other)).div_(2)
     radial = q * sinh
     q.mul_(gap)
@@ -272,19 +273,19 @@ def backward(
     total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l
     for t in _tiles(o, tile):
         xt, yt = x[t.rows], y[t.cols]
-        l, u = _logits(xt, yt, scale, curv, o.geometry)
+        l, apart = _logits(xt, yt, scale, curv, o.geometry)
         as_rows, as_cols = _pools(l, t, o.text_bias)
         pool = t.rank if o.restrict else 0
         W = (as_rows - row_lse[t.rows, pool, None]).exp_().mul_(push_image[t.rows, pool, None])
         W.addcmul_((as_cols - col_lse[t.cols]).exp_(), push_text[t.cols].expand_as(W))
         W.sub_((pull_image[t.rows, t.rank, None] + pull_text[t.cols]).mul_(t.positive))
         total += l.mul_(W).sum(dtype=torch.float64)
-        if u is None:
+        if apart is None:
             W.mul_(scale)
             gx.add(t.rows, W @ yt.n)
             gy.add(t.cols, W.T @ xt.n)
         else:
-            dx, dy, drx, dry = _lorentz_backward(W, u, xt, yt, scale, curv)
+            dx, dy, drx, dry = _lorentz_backward(W, apart, xt, yt, scale, curv)
             gx.add(t.rows, dx, drx)
             gy.add(t.cols, dy, dry)
     dscale = (total / scale).to(scale.dtype)

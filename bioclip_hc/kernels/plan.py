@@ -79,7 +79,7 @@ def make_plan(o: Objective) -> Plan:
         row_code,
         own.gather(1, row_order).int(),
         meets.sum(1).int(),
-        row_count.T,
+        row_count.T.contiguous(),
         col_count,
     )
 

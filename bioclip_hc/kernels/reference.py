@@ -19,7 +19,10 @@ MASKED = -1e30  # finite: a fully masked row gives exp(0) times nothing, not exp
 
 
 def u_floor(dtype: torch.dtype) -> float:
-    """cosh(d) - 1 below which the direction of a distance's gradient is rounding noise, and is set to 0."""
+    """cosh(d) - 1, in units of s_i s_j, below which the direction of a distance's gradient is rounding noise.
+
+    The gradient is set to 0 there. (The product in u is rounded in these units; its other term is exact near 0.)
+    """
     return 0.0 if dtype == torch.float64 else 1e-7
 
 
@@ -82,8 +85,9 @@ def lorentz_distance(image: Tensor, text: Tensor, curv: Tensor, space: str) -> T
     x, r = _polar(image, curv, space)
     y, q = _polar(text, curv, space)
     u = 2 * ((r[:, None] - q[None, :]) / 2).sinh().square()
-    u = (u + r.sinh()[:, None] * q.sinh()[None, :] - curv * (x @ y.T)).clamp_min(0)
-    near = u <= u_floor(u.dtype)
+    ss = r.sinh()[:, None] * q.sinh()[None, :]
+    u = (u + ss - curv * (x @ y.T)).clamp_min(0)
+    near = u <= u_floor(u.dtype) * ss.detach()
     far = _acosh1p(torch.where(near, torch.ones_like(u), u))
     return torch.where(near, _acosh1p(u.detach()), far) / curv.sqrt()
 

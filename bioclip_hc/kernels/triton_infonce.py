@@ -29,6 +29,7 @@ from bioclip_hc.kernels.backends import interpreting
 from bioclip_hc.kernels.configs import Config, Tile, config_for
 from bioclip_hc.kernels.objective import Objective
 from bioclip_hc.kernels.plan import Plan, make_plan
+from bioclip_hc.kernels.reference import u_floor
 from bioclip_hc.kernels.triton_tiles import (
     FIELDS,
     HYPERBOLOID,
@@ -44,13 +45,15 @@ from bioclip_hc.kernels.triton_tiles import (
     polar_scalars,
     product,
     tile_logits,
+    unlikeness,
 )
 
 # TARGETS of the kernels
 MULTI_POSITIVE, DIAGONAL, MASK_OUT = (tl.constexpr(i) for i in range(3))
 TARGETS = {"multi_positive": 0, "diagonal": 1, "mask_out": 2}
 LEAST_SUM = tl.constexpr(2.0**-60)  # what underflowed beside a sum of at least this is no part of its fp32 digits
-U_FLOOR = tl.constexpr(1e-7)  # reference.u_floor(torch.float32)
+U_FLOOR = tl.constexpr(u_floor(torch.float32))
+TINY = tl.constexpr(1e-30)
 
 
 # -- what both passes start from ------------------------------------------------------------------------------
@@ -416,15 +419,17 @@ def backward(
 def _workspace_unit(p: Problem, push_image: Tensor, push_text: Tensor) -> tuple[Tensor, Tensor]:
     """(R,) what an entry of the workspace counts for at each rank, and (2,) the largest s of both sides.
 
-    fp16 ends at 65504 and fades under 6e-8. |W| is at most twice the sum of the largest weights g, and a Lorentz
-    entry is W (s_i / max s) (s_j / max s) / sqrt(u (u + 2)) with a last factor of at most 2236, where u leaves
-    U_FLOOR: in units of g / 2^13 (g / 8) the workspace neither overflows nor wastes its range.
+    fp16 ends at 65504 and fades under 6e-8. |W| is at most twice the sum of the largest weights g: in units of
+    g / 2^13 the workspace neither overflows nor wastes its range. A Lorentz entry is
+    W (s_i / max s) (s_j / max s) / sqrt(u (u + 2)), and u > U_FLOOR s_i s_j bounds it by
+    2 g 2236 / sqrt(max s max s): its unit is an eighth of g over that root.
     """
     g = torch.zeros_like(p.factor.expand(p.R)).scatter_reduce(0, p.o.text_rank, push_text.abs(), "amax")
     g = g + push_image.abs().amax(0)  # (R,); one value for all ranks if unrestricted
-    exponent = -3 if p.o.geometry == "lorentz" else -13
+    g = torch.where(g > 0, g, 1.0)
     s_max = torch.stack([side.polar[:, 2].amax() for side in (p.x, p.y)])
-    return torch.where(g > 0, g, 1.0) * 2.0**exponent, torch.where(s_max > 0, s_max, 1.0)
+    s_max = torch.where(s_max > 0, s_max, 1.0)
+    return (g / 8 / s_max.prod().sqrt() if p.o.geometry == "lorentz" else g * 2.0**-13), s_max
 
 
 def _radius_moves(side: Side, dr: Tensor, space: str) -> Tensor:
@@ -435,7 +440,9 @@ def _radius_moves(side: Side, dr: Tensor, space: str) -> Tensor:
 
 
 @triton.jit
-def _panel(panel, rows, col_start, R, RANKS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SLOTS: tl.constexpr):
+def _panel(
+    panel, rows, col_start, R, RANKS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SLOTS: tl.constexpr
+):
     """Rank of a panel, its first and one past its last tile among the rank's, and the rank's sizes.
 
     Returns (rank, first, last, images, texts, row tiles, column tiles); first = last where there is no such panel.
@@ -495,8 +502,8 @@ def _recompute_kernel(
         if LORENTZ:
             xs, xa, xb, xh = polar_scalars(x_polar, image)
             ys, ya, yb, yh = polar_scalars(y_polar, col)
-            u = cosh_minus_one(S, xs, xa, xb, xh, ys, ya, yb, yh)
-            l = -times * log2_stretch(u)
+            gap = unlikeness(S, xh, yh)
+            l = -times * log2_stretch(cosh_minus_one(gap, xs, xa, xb, ys, ya, yb))
         else:
             l = times * S
 
@@ -520,17 +527,17 @@ def _recompute_kernel(
 
         W *= 1.0 / tl.load(unit + rank)
         if LORENTZ:
-            # read anew: whole tiles of their products would stay in registers since u was made of them
+            # read anew: whole tiles of their products would stay in registers since the logits were made of them
             xs, xa, xb, xh = polar_scalars(x_polar, image)
             ys, ya, yb, yh = polar_scalars(y_polar, col)
-            q = tl.where(u <= U_FLOOR, 0.0, W * tl.rsqrt(tl.maximum(u, U_FLOOR) * (u + 2.0)))
-            # dL/dr_i is the sum of q (sinh(r_i - r_j) + coth(r_i) (u - t^2 / 2)), up to a factor
+            ss = xs[:, None] * ys[None, :]
             t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
-            half = 0.5 * t
-            rest = u - half * t
-            sinh = half * (xa[:, None] * yb[None, :] + xb[:, None] * ya[None, :])
-            rows_share = tl.sum(q * (sinh + _coth(xs, xa, xb)[:, None] * rest), 1)
-            cols_share = tl.sum(q * (_coth(ys, ya, yb)[None, :] * rest - sinh), 0)
+            u = tl.maximum(0.5 * t * t + ss * gap, 0.0)
+            q = tl.where(u <= U_FLOOR * ss, 0.0, W * tl.rsqrt(tl.maximum(u, TINY) * (u + 2.0)))
+            # dL/dr_i is the sum of q (sinh(r_i - r_j) + cosh(r_i) s_j gap), up to a factor
+            sinh = 0.5 * t * (xa[:, None] * yb[None, :] + xb[:, None] * ya[None, :])
+            rows_share = tl.sum(q * (sinh + _cosh(xa, xb)[:, None] * ys[None, :] * gap), 1)
+            cols_share = tl.sum(q * (_cosh(ya, yb)[None, :] * xs[:, None] * gap - sinh), 0)
             share = radial + slot * (ROWS + COLS)
             tl.store(share + tl.arange(0, ROWS), rows_share)
             tl.store(share + ROWS + tl.arange(0, COLS), cols_share)
@@ -540,9 +547,9 @@ def _recompute_kernel(
 
 
 @triton.jit
-def _coth(s, a, b):
-    """cosh r / sinh r; 0 at r = 0, where the radius has no direction to move along."""
-    return tl.where(s > 0, 0.5 * (a * a + b * b) / tl.where(s > 0, s, 1.0), 0.0)
+def _cosh(a, b):
+    """cosh r of a = e^{r/2} and b = e^{-r/2}."""
+    return 0.5 * (a * a + b * b)
 
 
 @triton.jit

@@ -207,10 +207,15 @@ def polar_scalars(polar, row):
 
 
 @triton.jit
-def cosh_minus_one(S, xs, xa, xb, xh, ys, ya, yb, yh):
-    """u of a tile of products S; 1-D scalars of its rows and of its columns."""
+def unlikeness(S, xh, yh):
+    """1 - cosine of a tile of products S of rounded rows."""
+    return xh[:, None] + (yh[None, :] - S)
+
+
+@triton.jit
+def cosh_minus_one(gap, xs, xa, xb, ys, ya, yb):
+    """u of a tile of `unlikeness`; 1-D scalars of its rows and of its columns."""
     t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
-    gap = xh[:, None] + (yh[None, :] - S)
     return tl.maximum(0.5 * t * t + (xs[:, None] * ys[None, :]) * gap, 0.0)
 
 
@@ -226,7 +231,7 @@ def tile_logits(S, x_polar, y_polar, row, col, factor, LORENTZ: tl.constexpr):
     if LORENTZ:
         xs, xa, xb, xh = polar_scalars(x_polar, row)
         ys, ya, yb, yh = polar_scalars(y_polar, col)
-        return -factor * log2_stretch(cosh_minus_one(S, xs, xa, xb, xh, ys, ya, yb, yh))
+        return -factor * log2_stretch(cosh_minus_one(unlikeness(S, xh, yh), xs, xa, xb, ys, ya, yb))
     else:
         return factor * S
 
@@ -236,5 +241,3 @@ def logit_factor(scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
     if geometry == "euclidean":
         return scale.float() / math.log(2)
     return scale.float() / curv.float().sqrt()
-
-
