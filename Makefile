@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test lint bench gpu tune install clean
+.PHONY: demo demo-seeds test lint bench gpu tune install clean aot
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,9 @@ gpu:                     ## on a machine with an NVIDIA GPU: the kernels' tests,
 tune:                    ## on a machine with an NVIDIA GPU: measure tile shapes, print the table for configs.py
 	$(GPU_PYTHON) benchmarks/machine.py
 	$(GPU_PYTHON) benchmarks/tune.py $(TUNE)
+
+aot: install             ## compile every shipped kernel for sm_80 and sm_90 (no GPU needed, ten minutes): docs/aot.md
+	$(BIN)/python benchmarks/aot.py --write
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

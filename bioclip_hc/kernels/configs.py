@@ -28,8 +28,8 @@ class Config:
     """How level_infonce runs.
 
     forward: the pass over the logits. backward: their recomputation; its rows and cols are also the tile in which
-    dL/dS waits in the workspace. product: gradient = dS @ features; backward's tile gives its rows, cols is how many
-    features are done at once.
+    dL/dS waits in the workspace. product: gradient = dS @ features; backward's tile gives its rows, cols is how
+    many features are done at once.
     """
 
     forward: Tile

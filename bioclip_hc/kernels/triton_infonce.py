@@ -10,9 +10,9 @@ of each row and column, and a second kernel adds the shares in a fixed order.
 Forward, one product: a program walks the column tiles of a chunk with one tile of rows, keeps the running maximum
 and sum of its rows, as FlashAttention does, and gets the columns' sums from the same exponentials.
 
-Backward, three products: panel by panel of the tiles' list, (1) tiles are recomputed and dS put into a workspace of
-bounded size, (2) dS @ texts is added to the images' gradient, (3) dS^T @ images to the texts'. A panel has one rank,
-so an image's gradient has one writer at a time.
+Backward, three products: panel by panel of the tiles' list, (1) tiles are recomputed and dS put into a workspace
+of bounded size, (2) dS @ texts is added to the images' gradient, (3) dS^T @ images to the texts'. A panel has one
+rank, so an image's gradient has one writer at a time.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class Problem:
         steps = self.config.forward.depth, self.config.backward.depth, self.config.product.cols
         self.width = tiles.padded(image.shape[1], max(steps))  # powers of two, so a multiple of each
         self.space = tiles.space_code(o.geometry, o.space)
-        prepare = [curv, self.space, self.dtype, self.width, self.tf32]
-        self.x: Side = tiles.prepare(image, None, *prepare)
-        self.y: Side = tiles.prepare(text, self.plan.col_order, *prepare)  # sorted
+
+        def prepare(v: Tensor, order: Tensor | None) -> Side:
+            return tiles.prepare(v, order, curv, self.space, self.dtype, self.width, self.tf32)
+
+        self.x, self.y = prepare(image, None), prepare(text, self.plan.col_order)  # texts sorted
         self.factor = tiles.logit_factor(scale, curv, o.geometry)
         self.bias = None
         if o.text_bias is not None:
@@ -566,9 +568,7 @@ def _add_row_gradient_kernel(
     SPAN: tl.constexpr,
 ):  # fmt: skip
     """dx += dS @ y over the panel, for one of its row tiles and SPAN features."""
-    rank, first_tile, last_tile, images, texts, tall, wide = _panel(
-        panel, rows, col_start, R, RANKS, ROWS, COLS, SLOTS
-    )
+    rank, first_tile, last_tile, images, _, tall, wide = _panel(panel, rows, col_start, R, RANKS, ROWS, COLS, SLOTS)
     if first_tile < last_tile:
         i = (first_tile // (GROUP * wide)) * GROUP + tl.program_id(0)
         i_in = tl.minimum(i, tall - 1)

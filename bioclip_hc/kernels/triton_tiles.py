@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bioclip_hc.kernels.backends import interpreting
 from bioclip_hc.kernels.reference import MAX_RADIUS
 
 # SPACE of the kernels: what v is, and so how a row becomes a direction and a radius
