@@ -86,13 +86,15 @@ def _map_operator(name: str) -> Map:
         from bioclip_hc.kernels import triton_maps
 
         check_positive("curv", curv)
-        return triton_maps.forward(name, v, curv)
+        with torch.cuda.device_of(v):
+            return triton_maps.forward(name, v, curv)
 
     @torch.library.custom_op(f"bioclip_hc::{name}_backward", mutates_args=())
     def backward(grad: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor, Tensor]:
         from bioclip_hc.kernels import triton_maps
 
-        return triton_maps.backward(name, grad, v, curv)
+        with torch.cuda.device_of(v):
+            return triton_maps.backward(name, grad, v, curv)
 
     def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
@@ -122,7 +124,8 @@ def _lorentz_inner(x: Tensor, y: Tensor, curv: Tensor) -> Tensor:
     from bioclip_hc.kernels import triton_maps
 
     check_positive("curv", curv)
-    return triton_maps.lorentz_inner(x, y, curv)
+    with torch.cuda.device_of(x):
+        return triton_maps.lorentz_inner(x, y, curv)
 
 
 @_lorentz_inner.register_fake

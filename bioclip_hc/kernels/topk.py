@@ -118,7 +118,7 @@ def _rank_topk(
     lists = None if indptr is None or indices is None else (indptr, indices)
     if lists is not None:
         _check_lists(*lists, len(text))
-    with torch.autocast(image.device.type, enabled=False):
+    with torch.autocast(image.device.type, enabled=False), torch.cuda.device_of(image):
         if backend == "triton":
             from bioclip_hc.kernels import triton_topk
 
