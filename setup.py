@@ -14,6 +14,7 @@ DEV = [
     "ruff>=0.9",
     "mypy>=1.15",
 ]
+BENCH = [*REPORT, "pytest-benchmark>=5", "geoopt>=0.5"]  # peers that benchmarks/ compares with
 
 setup(
     name="bioclip_hc",
@@ -36,6 +37,6 @@ setup(
         "pillow>=11",
         'triton>=3.6; platform_system == "Linux"',
     ],
-    extras_require={"train": TRAIN, "report": REPORT, "dev": DEV, "all": TRAIN + REPORT + DEV},
+    extras_require={"train": TRAIN, "report": REPORT, "dev": DEV, "bench": BENCH, "all": TRAIN + REPORT + DEV},
     entry_points={"console_scripts": ["bioclip-hc=bioclip_hc.cli:main"]},
 )
