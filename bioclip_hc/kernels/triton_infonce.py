@@ -535,7 +535,7 @@ def _recompute_kernel(
             ss = xs[:, None] * ys[None, :]
             t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
             u = tl.maximum(0.5 * t * t + ss * gap, 0.0)
-            q = tl.where(u <= U_FLOOR * ss, 0.0, W * tl.rsqrt(tl.maximum(u, TINY) * (u + 2.0)))
+            q = tl.where(u <= ss * U_FLOOR, 0.0, W * tl.rsqrt(tl.maximum(u, TINY) * (u + 2.0)))
             # dL/dr_i is the sum of q (sinh(r_i - r_j) + cosh(r_i) s_j gap), up to a factor
             sinh = 0.5 * t * (xa[:, None] * yb[None, :] + xb[:, None] * ya[None, :])
             rows_share = tl.sum(q * (sinh + _cosh(xa, xb)[:, None] * ys[None, :] * gap), 1)
