@@ -1,80 +1,216 @@
-"""Forward and backward of the loss beside the dense way, in one run: time and peak memory.
+"""The loss beside its peers on a CPU, in one run: time, peak memory, and the matrix products it cannot do without.
 
-    make bench      or      python -m pytest benchmarks/bench_loss.py --benchmark-json out.json
+    make bench      or      BENCH_MAX_N=4096 python -m pytest benchmarks/bench_loss.py --benchmark-json out.json
 
-N images against N texts of one rank, D = 512, fp32: CLIP's problem (euclidean) and MERU's (lorentz). "tiled" is
-what training uses; "dense" holds the matrices and lets autograd differentiate them, as open_clip and MERU do.
-"sorted" is the same op with the N texts spread over seven ranks, each image supervised at one of them.
+N images against N texts, D = 512, fp32, N = 1024 to 32,768 (BENCH_MAX_N bounds it): CLIP's problem and the Lorentz
+one, dense and spread over seven ranks (problems.py), the loss alone and with its gradients. The floor of a problem is
+the time of its products and nothing else: one for the loss, four with gradients (its recompute and both gradients).
+
+Every row holds `floor_s`, the floor in seconds. Ours also say whether two runs were bitwise equal (`repeatable`), and
+up to N = 4096 the largest relative difference between one thread and two (`thread_difference`). A way that would
+take too long or too much memory is skipped, and the report says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from memory import peak_beyond_results
+from peers import CPU_WAYS, OURS, Loss, level_loss
+from probe import best_of
+from problems import GEOMETRIES, Problem, make_problem
+from recording import Call, equal, name, record, thread_difference
 from torch import Tensor
 
-from bioclip_hc.kernels import level_infonce
-
 D = 512
-RANKS = 7
+SIZES = tuple(1024 << i for i in range(6))
+MAX_N = int(os.environ.get("BENCH_MAX_N", SIZES[-1]))
+CHECKED_N = 4096  # what make bench-check measures again
+MODES = ("dense", "sorted")
+STEPS = {"forward": 1, "forward + backward": 4}  # and how many products they need
+TITLES = {"euclidean": "CLIP", "lorentz": "Lorentz"}
+TILES = ((1024, 1024), (512, 4096), (2048, 2048), (4096, 512))  # of which the floor takes the best
+MEMORY_GIB = 16
+BASES = {"dense": "torch eager", "sorted": "torch by rank"}
+
+OWN_WAYS: dict[str, Loss] = {
+    OURS: lambda p: level_loss(p, None),
+    f"{OURS}, bf16": lambda p: level_loss(p, None),
+    f"{OURS}, tiled": lambda p: level_loss(p, "tiled"),  # what runs where nothing was compiled
+}
+PEERS = {way.name: way for way in CPU_WAYS}
+
+# (N, N) fp32 matrices a way holds at its peak: measured at N = 4096, rounded up. And the largest N for which one call
+# stays within about twenty seconds on two cores, 16 GiB besides.
+MATRICES = {
+    ("torch eager", "euclidean"): (3, 4),
+    ("torch eager", "lorentz"): (5, 9),
+    ("torch.compile", "euclidean"): (1, 2),
+    ("torch.compile", "lorentz"): (2, 4),
+    ("open_clip", "euclidean"): (3, 4),
+    ("meru", "lorentz"): (6, 16),
+    ("torch masked", "euclidean"): (5, 7),
+    ("torch masked", "lorentz"): (6, 12),
+}
+LARGEST = {
+    f"{OURS}, bf16": (16384, 16384),
+    f"{OURS}, tiled": (8192, 8192),
+    "torch eager": (32768, 16384),
+    "torch.compile": (32768, 16384),
+    "open_clip": (8192, 8192),
+    "inf-cl's algorithm in torch": (4096, 4096),
+    "meru": (8192, 8192),
+    "torch masked": (4096, 4096),
+    "torch by rank": (16384, 16384),
+}
+SLOWER_LORENTZ = {"torch eager": (16384, 8192), "torch.compile": (8192, 8192), "torch by rank": (8192, 8192)}
 
 
-def problem(n: int, ranks: int) -> dict[str, Tensor]:
-    """n pairs of unit-length features whose texts are spread evenly over the ranks."""
-    generator = torch.Generator().manual_seed(0)
-    image, text = (torch.nn.functional.normalize(torch.randn(n, D, generator=generator), dim=1) for _ in range(2))
-    taxon = torch.arange(n)
-    rank = taxon % ranks
-    image_taxa = torch.full((n, ranks), -1)
-    image_taxa[taxon, rank] = taxon
-    return {"image": image, "text": text, "image_taxa": image_taxa, "text_rank": rank, "text_taxon": taxon}
+class Case(NamedTuple):
+    """One benchmark."""
+
+    n: int
+    mode: str
+    geometry: str
+    steps: str
+    way: str
+
+    @property
+    def group(self) -> str:
+        return f"{TITLES[self.geometry]} {self.mode}, N = {self.n}, {self.steps}"
+
+    @property
+    def own(self) -> bool:
+        return self.way in OWN_WAYS
 
 
-def step(case: dict[str, Tensor], geometry: str, backend: str) -> Callable[[], int]:
-    """One forward and backward; returns the bytes of the gradients it leaves."""
-    scale = torch.tensor(14.3, requires_grad=True)
-    image, text = (case[name].requires_grad_() for name in ("image", "text"))
-
-    def call() -> int:
-        labels = (case["image_taxa"], case["text_rank"], case["text_taxon"])
-        nll_image, nll_text = level_infonce(image, text, *labels, scale, geometry=geometry, backend=backend)
-        loss = (nll_image.sum() + nll_text.sum()) / (2 * len(image))
-        gradients = torch.autograd.grad(loss, (image, text, scale))
-        return sum(g.nbytes for g in gradients)
-
-    return call
-
-
-@pytest.mark.parametrize("n", [1024, 4096, 8192])
-@pytest.mark.parametrize("geometry", ["euclidean", "lorentz"])
-@pytest.mark.parametrize("way", ["tiled", "sorted", "dense"])
-def test_loss(benchmark: Any, n: int, geometry: str, way: str) -> None:
-    """Time of forward and backward; peak memory beyond inputs and returned gradients in extra_info."""
-    benchmark.group = f"{geometry}, N = {n}"
-    call = step(problem(n, RANKS if way == "sorted" else 1), geometry, "reference" if way == "dense" else "tiled")
-    call()
-    benchmark.extra_info["peak_mib"] = round(peak_beyond_results(call), 1)
-    benchmark.pedantic(call, rounds=3, iterations=1)
+def cases() -> Iterator[Any]:
+    """Every case up to MAX_N, those of one problem beside each other."""
+    for n in SIZES:
+        for mode in MODES:
+            for geometry in GEOMETRIES:
+                peers = [way.name for way in CPU_WAYS if way.applies(mode, geometry)]
+                for steps in STEPS:
+                    for way in (*OWN_WAYS, *peers) if n <= MAX_N else ():
+                        case = Case(n, mode, geometry, steps, way)
+                        checked = n == CHECKED_N and steps != "forward" and way in (OURS, BASES[mode])
+                        yield pytest.param(
+                            case, id=f"{case.group}, {way}", marks=[pytest.mark.check] if checked else []
+                        )
 
 
-@pytest.mark.parametrize("n", [1024, 4096, 8192])
-def test_four_products(benchmark: Any, n: int) -> None:
-    """The floor: the four matrix products that forward and backward need (KERNELS, work counts)."""
-    benchmark.group = f"euclidean, N = {n}"
-    case = problem(n, 1)
-    x, y = case["image"], case["text"]
+@pytest.mark.parametrize("case", list(cases()))
+def test_loss(benchmark: Any, case: Case) -> None:
+    """Time and peak memory beyond inputs and results of one way."""
+    name(benchmark, case.group, case.way, base=case.way == BASES[case.mode])
+    reason = why_not(case)
+    if reason is not None:
+        pytest.skip(reason)
+    benchmark.extra_info["floor_s"] = floor(case.mode, case.n, case.steps)
+    dtype = torch.bfloat16 if case.way.endswith("bf16") else torch.float32
+    loss = OWN_WAYS[case.way] if case.own else PEERS[case.way].loss
+    warm_up = make_problem(case.mode, case.geometry, 280, D, dtype, torch.device("cpu"))
+    step(warm_up, loss, case.steps)()
+    call = step(problem(case.mode, case.geometry, case.n, dtype), loss, case.steps)
+    first, last = record(benchmark, call, rounds(case))
+    benchmark.extra_info["loss"] = round(float(last[0]), 6)
+    if not case.own:
+        return
+    if first is not last:
+        benchmark.extra_info["repeatable"] = equal(first, last)
+    if case.way == OURS and case.n <= CHECKED_N:
+        benchmark.extra_info["thread_difference"] = thread_difference(call)
+
+
+def why_not(case: Case) -> str | None:
+    """Why a case is not measured; None where it is."""
+    if case.way == "inf-cl":
+        return "a Triton package: its kernels need an NVIDIA GPU"
+    both = case.steps != "forward"
+    matrices = MATRICES.get((case.way, case.geometry), (0, 0))[both]
+    gib = matrices * 4 * case.n**2 / 2**30
+    if gib > MEMORY_GIB:
+        return f"would hold {gib:.0f} GiB at once ({MEMORY_GIB} allowed)"
+    limits = LARGEST.get(case.way, (SIZES[-1],) * 2)[both]
+    if case.geometry == "lorentz":
+        limits = min(limits, SLOWER_LORENTZ.get(case.way, (SIZES[-1],) * 2)[both])
+    return None if case.n <= limits else f"takes too long above N = {limits} for a bounded run"
+
+
+def rounds(case: Case) -> int:
+    """Timed calls: more of what ratios are made of; 0 where the call that measures memory is timed as well."""
+    if case.way in (OURS, BASES[case.mode]):
+        return {1024: 9, 2048: 7, 4096: 5, 8192: 3}.get(case.n, 0)
+    return {1024: 5, 2048: 3, 4096: 1}.get(case.n, 0)
+
+
+@lru_cache(maxsize=2)
+def problem(mode: str, geometry: str, n: int, dtype: torch.dtype) -> Problem:
+    """The batch that all ways of a group share."""
+    return make_problem(mode, geometry, n, D, dtype, torch.device("cpu"))
+
+
+def step(p: Problem, loss: Loss, steps: str) -> Call:
+    """A call that computes the loss, or the loss and its gradients by features and scalars."""
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (loss(p),)
+
+    def both() -> tuple[Tensor, ...]:
+        value = loss(p)
+        return (value.detach(), *torch.autograd.grad(value, p.inputs))
+
+    return forward if steps == "forward" else both
+
+
+# -- the floor ------------------------------------------------------------------------------------------------
+
+
+@cache
+def floor(mode: str, n: int, steps: str) -> float:
+    """Seconds that the products of a problem take by themselves, in the best of a few tile shapes.
+
+    The shape is chosen at N = 4096 where N is larger.
+    """
+    blocks = products(mode, n)
+    if n <= 8192:
+        return min(best_of(multiply(blocks, STEPS[steps], tile), 2) for tile in TILES)
+    return best_of(multiply(blocks, STEPS[steps], best_tile(mode, STEPS[steps])), 1, warm_up=False)
+
+
+@cache
+def best_tile(mode: str, count: int) -> tuple[int, int]:
+    """The quickest shape at N = 4096."""
+    blocks = products(mode, 4096)
+    return min(TILES, key=lambda tile: best_of(multiply(blocks, count, tile), 2))
+
+
+def products(mode: str, n: int) -> list[tuple[Tensor, Tensor]]:
+    """The images and texts that meet: all with all, or rank by rank."""
+    p = problem(mode, "euclidean", n, torch.float32)
+    return [(p.image.detach()[images], p.text.detach()[texts]) for images, texts in p.ranks]
+
+
+def multiply(blocks: list[tuple[Tensor, Tensor]], count: int, tile: tuple[int, int]) -> Callable[[], None]:
+    """One product of each block, or four: the logits again, and what they give to images and to texts."""
+    grads = [(torch.zeros_like(x), torch.zeros_like(y)) for x, y in blocks]
+    room = torch.empty(tile[0] * tile[1])
 
     def call() -> None:
-        for rows in x.split(1024):
-            for columns in y.split(1024):
-                tile = rows @ columns.T
-                tile = rows @ columns.T
-                tile @ columns
-                tile.T @ rows
+        for (x, y), (dx, dy) in zip(blocks, grads, strict=True):
+            for rows, to_rows in zip(x.split(tile[0]), dx.split(tile[0]), strict=True):
+                for columns, to_columns in zip(y.split(tile[1]), dy.split(tile[1]), strict=True):
+                    l = room[: len(rows) * len(columns)].view(len(rows), len(columns))
+                    torch.mm(rows, columns.T, out=l)
+                    if count == 1:
+                        continue
+                    torch.mm(rows, columns.T, out=l)
+                    to_rows.addmm_(l, columns)
+                    to_columns.addmm_(l.T, rows)
 
-    call()
-    benchmark.pedantic(call, rounds=3, iterations=1)
+    return call

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from problems import GEOMETRIES, MODES, Problem
@@ -50,8 +51,8 @@ def fused(p: Problem) -> Tensor:
     return level_loss(p, "triton")
 
 
-def level_loss(p: Problem, backend: str) -> Tensor:
-    """`level_infonce` by that backend, reduced."""
+def level_loss(p: Problem, backend: str | None) -> Tensor:
+    """`level_infonce` by that backend (None: the default for the device), reduced."""
     nll_image, nll_text = level_infonce(
         p.image, p.text, p.image_taxa, p.text_rank, p.text_taxon, p.scale, p.curv,
         geometry=p.geometry, space="unit" if p.geometry == "euclidean" else "tangent", backend=backend,
@@ -151,6 +152,16 @@ def _compiled_eager() -> Loss:
     return torch.compile(eager, dynamic=False)
 
 
+def compiled_once(p: Problem) -> Tensor:
+    """`eager` through torch.compile, one compilation for all sizes: on a CPU each costs half a minute."""
+    return _compiled_for_all_sizes()(p)
+
+
+@cache
+def _compiled_for_all_sizes() -> Loss:
+    return torch.compile(eager, dynamic=True)
+
+
 def open_clip(p: Problem) -> Tensor:
     """open_clip's ClipLoss, world size 1."""
     from open_clip.loss import ClipLoss
@@ -168,6 +179,53 @@ def inf_cl(p: Problem) -> Tensor:
     head = math.gcd(256, p.image.shape[1])  # how much of D it loads at a time; 256 is its default
     images = cal_inf_loss(p.scale * p.image, p.text, head_dim=head)
     return (images + cal_inf_loss(p.scale * p.text, p.image, head_dim=head)) / 2
+
+
+def inf_cl_in_torch(p: Problem) -> Tensor:
+    """Inf-CL's algorithm by torch's products: either direction on its own, block by block, ten products in all.
+
+    Its Triton kernels need a GPU; what they compute, and how often, does not.
+    """
+    x, y = p.image, p.text
+    return (_Blocks.apply(p.scale * x, y) + _Blocks.apply(p.scale * y, x)) / 2
+
+
+class _Blocks(torch.autograd.Function):
+    """Mean cross entropy (rows of x against all rows of y, the diagonal is right), a block of the matrix at a time.
+
+    Forward: a running maximum and sum of each row. Backward: the gradients of x and of y come from two sweeps, each
+    of which computes the blocks anew, as Inf-CL's two kernels do.
+    """
+
+    SIDE = 1024
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        side = _Blocks.SIDE
+        lse = []
+        for rows in x.split(side):
+            top, total = rows.new_full((len(rows),), -math.inf), rows.new_zeros(len(rows))
+            for columns in y.split(side):
+                l = rows @ columns.T
+                higher = torch.maximum(top, l.amax(1))
+                total = total * (top - higher).exp() + l.sub_(higher[:, None]).exp_().sum(1)
+                top = higher
+            lse.append(top + total.log())
+        ctx.save_for_backward(x, y, torch.cat(lse))
+        return (torch.cat(lse) - (x * y).sum(1)).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, lse = ctx.saved_tensors
+        side, weight = _Blocks.SIDE, grad / len(x)
+        dx, dy = -weight * y, -weight * x  # the diagonal
+        for at, rows, norm in zip(dx.split(side), x.split(side), lse.split(side), strict=True):
+            for columns in y.split(side):
+                at.addmm_((rows @ columns.T).sub_(norm[:, None]).exp_().mul_(weight), columns)
+        for at, columns in zip(dy.split(side), y.split(side), strict=True):
+            for rows, norm in zip(x.split(side), lse.split(side), strict=True):
+                at.addmm_((rows @ columns.T).sub_(norm[:, None]).exp_().mul_(weight).T, rows)
+        return dx, dy
 
 
 def liger(p: Problem) -> Tensor:
@@ -190,4 +248,14 @@ WAYS = (
     Way("meru", meru, geometries=("lorentz",)),
     Way("torch masked", masked, ("sorted", "all_ranks"), GEOMETRIES),
     Way("torch by rank", by_rank, ("sorted", "all_ranks"), GEOMETRIES),
+)
+CPU_WAYS = (  # beside this package's: on a CPU
+    Way("torch eager", eager, geometries=GEOMETRIES),
+    Way("torch.compile", compiled_once, geometries=GEOMETRIES),
+    Way("open_clip", open_clip),
+    Way("inf-cl", inf_cl),
+    Way("inf-cl's algorithm in torch", inf_cl_in_torch),
+    Way("meru", meru, geometries=("lorentz",)),
+    Way("torch masked", masked, ("sorted",), GEOMETRIES),
+    Way("torch by rank", by_rank, ("sorted",), GEOMETRIES),
 )
