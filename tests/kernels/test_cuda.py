@@ -8,6 +8,7 @@ Memory that nothing wrote is NaN here (torch fills it in deterministic mode), so
 """
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -503,3 +504,61 @@ def test_an_nvcc_that_fails_is_quoted(builder, tmp_path, script, message):
     with pytest.raises(RuntimeError, match=message):
         builder.build(tmp_path / "library.so", str(nvcc))
     assert not (tmp_path / "library.so").exists()
+
+
+# -- the benchmark
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """benchmarks/bench_prepare.py as a module."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(FOLDER.parents[1] / "benchmarks"))
+    return importlib.import_module("bench_prepare")
+
+
+def test_the_benchmark_runs_and_tells_ways_that_disagree(bench, device, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "CALLS", 2)
+    path = tmp_path / "prepare.json"
+    smoke = ["--smoke", "--output", str(path), "--dtypes", "fp16", "tf32"]
+    assert bench.main(smoke) == 0
+    assert bench.main([*smoke, "--ordered", "--resume"]) == 0
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["card"]["torch"] == torch.__version__
+    ways = Counter((row["op"], row["way"], row["dtype"], row["ordered"]) for row in content["rows"])
+    assert len(ways) == 2 * 3 * 2 * 2
+    assert set(ways.values()) == {1}
+    sizes = {(row["op"], row["dtype"]): row["bytes"] for row in content["rows"] if not row["ordered"]}
+    assert sizes["prepare", "fp16"] == 8 * 64 * (2 + 2) + 8 * 24
+    assert sizes["to_inputs", "tf32"] == 8 * 64 * (4 + 4 + 4) + 8 * (4 + 24)
+    assert "prepare, ordered: Triton's time over csrc/cuda's, geometric mean: " in capsys.readouterr().out
+    wrong = bench.WAYS["prepare"] | {"cuda": lambda x: tuple(t * 1.01 for t in bench.triton_prepare(x))}
+    monkeypatch.setitem(bench.WAYS, "prepare", wrong)
+    assert bench.main(smoke) == 1
+    assert "does not agree with Triton's: prepare of fp16, 8 x 64" in capsys.readouterr().out
+
+
+def test_the_benchmark_counts_what_must_be_moved_and_means_geometrically(bench):
+    row = {"op": "prepare", "dtype": "fp16", "width": 512, "ordered": False, "gb_per_s": 1.0}
+    rows = [
+        row | {"rows": rows, "way": way, "ms": {"p50": ms}}
+        for rows, times in ((8, (0.001, 0.002, 0.001)), (16, (0.008, 0.001, 0.001)))
+        for way, ms in zip(("triton", "cuda", "copy"), times, strict=True)
+    ]
+    assert bench.speedups(rows) == {"prepare": pytest.approx(2.0)}  # of 1/2 and 8
+    assert "| prepare | fp16 | 16 | 512 | 8.0 | 1.0 | 8.00 |" in bench.table(rows)
+    assert bench.by_shape(rows[:-1]).keys() == {("prepare", "fp16", 8, 512)}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmark_says_so_and_fails(bench):
+    done = subprocess.run([sys.executable, bench.__file__], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "This needs an NVIDIA GPU" in done.stderr
+
+
+def test_without_the_library_the_benchmark_says_how_to_build_it(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(bench, "require_gpu", lambda: None)
+    with pytest.raises(SystemExit, match=r"none\.so is not built; python csrc/cuda/build\.py builds it"):
+        bench.main([])
