@@ -1,8 +1,15 @@
 """Metadata and dependencies; `pip install -e .[train,report,dev]` gives everything `make test` uses."""
 
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 TRAIN = ["deepspeed>=0.18.3,<0.20", "tyro>=1.0", "tensorboard>=2.16", "ninja>=1.11"]
 REPORT = ["matplotlib>=3.9"]
@@ -16,6 +23,88 @@ DEV = [
 ]
 BENCH = [*REPORT, "pytest-benchmark>=5", "geoopt>=0.5"]  # peers that benchmarks/ compares with
 
+CPU = Path("csrc/cpu")  # relative, as setuptools wants sources
+CPU_LIBRARY = "bioclip_hc.kernels.libbioclip_hc_cpu"
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
+# kernels.cpp is compiled once per instruction set; dispatch.cpp asks the processor
+INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx512"] = [
+        *INSTRUCTION_SETS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+    ]
+
+
+class BuildLibrary(build_ext):
+    """Compiles csrc/cpu, which needs a C++ compiler and nothing else. Without one the package installs too."""
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            compile_library(library, Path(self.build_temp))
+        except (OSError, subprocess.CalledProcessError) as error:
+            output = getattr(error, "stderr", "") or ""
+            print(
+                f"bioclip_hc: {library.name} was not built ({error}); its kernels will run on plain torch, slower. "
+                f"`bioclip-hc doctor` says so too.\n{output[-2000:]}",
+                file=sys.stderr,
+            )
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return (
+            str(Path(*fullname.split("."))) + ".so"
+        )  # loaded by path, not imported: no Python version in its name
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+class OneWheelForAllPythons(bdist_wheel):
+    """The library is no Python extension: one wheel serves every Python and every torch."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def compile_library(library: Path, temporary: Path, extra: tuple[str, ...] = ()) -> None:
+    """Compile csrc/cpu, one process a file, and link it.
+
+    Raises:
+        OSError: no compiler; $CXX, or c++.
+        CalledProcessError: it failed.
+    """
+    compiler = os.environ.get("CXX", "c++").split()
+    temporary.mkdir(parents=True, exist_ok=True)
+    jobs = [("kernels", name, [f"-DINSTRUCTION_SET={name}", *flags]) for name, flags in INSTRUCTION_SETS.items()]
+    jobs += [("dispatch", "", []), ("parallel", "", [])]
+
+    def compile_one(job: tuple[str, str, list[str]]) -> str:
+        source, name, flags = job
+        target = str(temporary / f"{source}{name}.o")
+        run([*compiler, *FLAGS, *extra, *flags, "-c", str(CPU / f"{source}.cpp"), "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, jobs))
+    run([*compiler, "-shared", *extra, *objects, "-o", str(library), "-pthread"])
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
 setup(
     name="bioclip_hc",
     version="0.1.0",
@@ -26,6 +115,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["bioclip_hc", "bioclip_hc.*"]),
     package_data={"bioclip_hc": ["py.typed"]},
+    ext_modules=[
+        Extension(
+            CPU_LIBRARY,
+            sources=[str(CPU / f"{name}.cpp") for name in ("kernels", "dispatch", "parallel")],
+            depends=[str(CPU / f"{name}.h") for name in ("kernels", "lanes", "parallel")],
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": OneWheelForAllPythons},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

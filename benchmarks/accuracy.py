@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bioclip_hc.kernels import level_infonce, panel
-from bioclip_hc.kernels.backends import why_not_triton
-from bioclip_hc.kernels.reference import exp_map0, log_map0
+from bioclip_hc.kernels import epilogue, level_infonce, panel
+from bioclip_hc.kernels.backends import why_not
+from bioclip_hc.kernels.reference import exp_map0, log_map0, u_floor
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 P, D, SCALE = 1024, 512, 100.0
@@ -93,22 +92,26 @@ def meru(v: Tensor, w: Tensor, product: torch.dtype = torch.float32, ties: bool 
 
 def polar(v: Tensor, w: Tensor, rounding: Callable[[Tensor], Tensor]) -> Answer:
     """The tiled backend's tile and its way back, on unit rows rounded first, as the kernels round them."""
-    scale, curv, everyone = torch.tensor(SCALE), ONE, torch.arange(len(v))
-    sides = [panel.prepare(x, curv, "lorentz", "tangent") for x in (v, w)]
-    images, texts = (_rounded(side[everyone], rounding) for side in sides)
-    logits, u = panel._logits(images, texts, scale, curv, "lorentz")
-    assert u is not None  # it is Lorentz
-    dx, dy, drx, dry = panel._lorentz_backward(torch.eye(len(v)), u, images, texts, scale, curv)
-    sums = panel.Gradient(dx, drx), panel.Gradient(dy, dry)
-    gradients = [
-        panel._to_inputs(g, side, curv, "lorentz", "tangent", len(v)) for g, side in zip(sums, sides, strict=True)
-    ]
+    everyone, nothing = torch.arange(len(v)), torch.empty(0, dtype=torch.int32)
+    sides = [panel.prepare(x, ONE, "lorentz", "tangent") for x in (v, w)]
+    (n, x), (m, y) = (_rounded(side, everyone, rounding) for side in sides)
+    tile = epilogue.Tile(n @ m.T, x, y, nothing, nothing, None, None, 0, None, -SCALE, u_floor(n.dtype))
+    u, gap = epilogue._cosh_minus_one(tile)
+    logits = epilogue._logits(tile, u)
+    radii = torch.zeros(2, len(v))
+    dS = epilogue._lorentz_backward(tile, torch.eye(len(v)) * -SCALE, u, gap, *radii)
+    gradients = []
+    for side, dn, dr in zip(sides, (dS @ m, dS.T @ n), radii, strict=True):
+        gradients.append(torch.empty_like(side.v))
+        panel._to_inputs(dn, side, everyone, dr, ONE, "tangent", panel.TORCH, gradients[-1])
     return Answer(logits.diagonal(), torch.cat(gradients, 1))
 
 
-def _rounded(rows: panel.Rows, rounding: Callable[[Tensor], Tensor]) -> panel.Rows:
-    n = rounding(rows.n)
-    return dataclasses.replace(rows, n=n, h=n.square().sum(1) / 2)
+def _rounded(side: panel.Side, rows: Tensor, rounding: Callable[[Tensor], Tensor]) -> tuple[Tensor, epilogue.Polar]:
+    block, scalars = panel.Block(len(rows), side.v, panel.TORCH), side.polar(rows)
+    assert scalars is not None  # it is Lorentz
+    n = rounding(block.take(side, rows)[0])
+    return n, scalars.rows(slice(None), n.square().sum(1) / 2)
 
 
 def tf32(x: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ def origin_table() -> str:
 def batch_table() -> str:
     """Rows: what runs; columns: scale and what is compared."""
     cases = [("tiled, fp32", "tiled", torch.float32, False)]
-    if why_not_triton(torch.device("cpu")) is None:
+    if why_not("triton", torch.device("cpu")) is None:
         cases += [
             ("triton, fp32", "triton", torch.float32, False),
             ("triton, fp32 as TF32", "triton", torch.float32, True),

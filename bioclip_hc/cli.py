@@ -293,7 +293,8 @@ def _info(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
-    from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not_triton
+    from bioclip_hc.kernels import cpu
+    from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not
 
     print(f"bioclip_hc {__version__}, python {sys.version.split()[0]}")
     for package in (
@@ -310,7 +311,9 @@ def _doctor(options: argparse.Namespace) -> int:
             print(f"  {package:<16} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"  {package:<16} not installed")
-    print(f"cpu: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    native = "none" if cpu.why_not() else f"for {cpu.instruction_set()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"cpu: {torch.get_num_threads()} threads, {capability}; C++ kernels: {native}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(count):
         major, minor = torch.cuda.get_device_capability(i)
@@ -321,14 +324,14 @@ def _doctor(options: argparse.Namespace) -> int:
     for device in (torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))):
         print(f"kernel backends on {device}; chosen: {choose_backend(None, device, torch.float32)}")
         for backend in BACKENDS:
-            reason = why_not_triton(device) if backend == "triton" else None
+            reason = why_not(backend, device)
             if reason is None:
                 verdict, agrees = _verdict(backend, device)
                 agree &= agrees
             else:
                 verdict = f"not live: {reason}"
             print(f"  {backend:<10} {verdict}")
-    if not count and "TRITON_INTERPRET" in str(why_not_triton(torch.device("cpu"))):
+    if not count and "TRITON_INTERPRET" in str(why_not("triton", torch.device("cpu"))):
         print("To check the triton backend without a GPU: TRITON_INTERPRET=1 bioclip-hc doctor")
     return 0 if agree else 2
 

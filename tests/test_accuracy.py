@@ -5,10 +5,10 @@ import torch
 
 from benchmarks import accuracy
 from bioclip_hc.kernels import lorentz_inner
-from bioclip_hc.kernels.backends import why_not_triton
+from bioclip_hc.kernels.backends import why_not
 from bioclip_hc.kernels.reference import exp_map0
 
-ON_CPU = why_not_triton(torch.device("cpu"))
+ON_CPU = why_not("triton", torch.device("cpu"))
 needs_interpreter = pytest.mark.skipif(ON_CPU is not None, reason=f"triton on the CPU: {ON_CPU}")
 
 

@@ -26,7 +26,8 @@ def exp_map0(v: Tensor, curv: Tensor | float = 1.0, *, backend: str | None = Non
     Args:
         v: (..., D) float.
         curv: one element, c > 0; gradients flow to it too.
-        backend: None, "reference" or "tiled" (the same, differentiable any number of times), or "triton" (once).
+        backend: "reference" or "tiled" (the same, differentiable any number of times), "cpu" or "triton" (once), or
+            None: triton on a GPU, cpu elsewhere, tiled where that cannot run or for float64.
 
     Raises:
         ValueError: naming the argument, the value and what it should be.
@@ -42,13 +43,16 @@ def log_map0(x: Tensor, curv: Tensor | float = 1.0, *, backend: str | None = Non
     return _map(reference.log_map0, _log_map0, x, curv, backend)
 
 
-def _map(plain: Map, fused: Map, v: Tensor, curv: Tensor | float, backend: str | None) -> Tensor:
+def _map(
+    plain: Map, fused: Callable[[Tensor, Tensor, str], Tensor], v: Tensor, curv: Tensor | float, backend: str | None
+) -> Tensor:
     if not v.ndim or not v.is_floating_point():
         raise ValueError(f"{plain.__name__} takes a float tensor (..., D), got {v.dtype} of shape {tuple(v.shape)}")
     c = one_element("curv", curv, v)
     with torch.autocast(v.device.type, enabled=False):
-        if choose_backend(backend, v.device, v.dtype) == "triton":
-            return fused(v, c)
+        chosen = choose_backend(backend, v.device, v.dtype)
+        if chosen in ("cpu", "triton"):
+            return fused(v, c, chosen)
         _check_curvature(c)
         return plain(v.to(compute_dtype(v)), c)
 
@@ -78,39 +82,52 @@ def _check_curvature(curv: Tensor) -> None:
 # -- the operators of the GPU kernels -------------------------------------------------------------------------
 
 
-def _map_operator(name: str) -> Map:
+def _implementation(backend: str) -> tuple[Any, Any]:
+    """The forward and backward that run."""
+    if backend == "cpu":
+        from bioclip_hc.kernels import cpu
+
+        return cpu.map_forward, cpu.map_backward
+    from bioclip_hc.kernels import triton_maps
+
+    return triton_maps.forward, triton_maps.backward
+
+
+def _map_operator(name: str) -> Callable[[Tensor, Tensor, str], Tensor]:
     """Operators of one map and of its gradient, in a row's v and in curv."""
 
     @torch.library.custom_op(f"bioclip_hc::{name}", mutates_args=())
-    def forward(v: Tensor, curv: Tensor) -> Tensor:
-        from bioclip_hc.kernels import triton_maps
-
+    def forward(v: Tensor, curv: Tensor, backend: str) -> Tensor:
         check_positive("curv", curv)
         with torch.cuda.device_of(v):
-            return triton_maps.forward(name, v, curv)
+            result: Tensor = _implementation(backend)[0](name, v, curv)
+        return result
 
     @torch.library.custom_op(f"bioclip_hc::{name}_backward", mutates_args=())
-    def backward(grad: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor, Tensor]:
-        from bioclip_hc.kernels import triton_maps
-
+    def backward(grad: Tensor, v: Tensor, curv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         with torch.cuda.device_of(v):
-            return triton_maps.backward(name, grad, v, curv)
+            result: tuple[Tensor, Tensor] = _implementation(backend)[1](name, grad, v, curv)
+        return result
 
-    def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def remember(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        *tensors, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
 
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gradients: tuple[Tensor, Tensor] = backward(grad, *ctx.saved_tensors)
-        return gradients
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradients: tuple[Tensor, Tensor] = backward(grad, *ctx.saved_tensors, ctx.backend)
+        return (*gradients, None)
 
     def refuse(ctx: Any, *_: Any) -> None:
         raise RuntimeError(
-            f"{name} of backend 'triton' is differentiable once: call backward without create_graph, or take "
-            "backend='reference'"
+            f"{name} of backends 'cpu' and 'triton' is differentiable once: call backward without create_graph, or "
+            "take backend='reference'"
         )
 
-    forward.register_fake(lambda v, curv: v.new_empty(v.shape, dtype=torch.float32))
-    backward.register_fake(lambda grad, v, curv: (v.new_empty(v.shape), torch.empty_like(curv)))
+    def shape(grad: Tensor, v: Tensor, curv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        return v.new_empty(v.shape), torch.empty_like(curv)
+
+    forward.register_fake(lambda v, curv, backend: v.new_empty(v.shape, dtype=torch.float32))
+    backward.register_fake(shape)
     forward.register_autograd(differentiate, setup_context=remember)
     backward.register_autograd(refuse)
     return forward

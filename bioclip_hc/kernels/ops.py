@@ -67,7 +67,8 @@ def level_infonce(
             deduplicated text); no gradient flows to it.
         restrict: False lets denominators run over the texts (images) of all ranks, the cross-rank ablation.
         backend: "reference" (dense, the oracle, differentiable again), "tiled" (library products in a bounded
-            workspace), "triton" (fused kernels) or None: triton on a GPU, else tiled.
+            workspace), "cpu" (the same, all else in C++), "triton" (fused kernels), or None: triton on a GPU, cpu
+            elsewhere, tiled where that cannot run.
 
     Returns:
         nll_image (M, R) and nll_text (N,), fp32 (float64 for float64 inputs); 0 where there is no positive.
@@ -114,10 +115,15 @@ def _flat(o: Objective) -> tuple[Any, ...]:
 
 def _implementation(backend: str | None, image: Tensor) -> Any:
     """The module whose forward and backward run."""
-    if choose_backend(backend, image.device, image.dtype) == "triton":
+    chosen = choose_backend(backend, image.device, image.dtype)
+    if chosen == "triton":
         from bioclip_hc.kernels import triton_infonce
 
         return triton_infonce
+    if chosen == "cpu":
+        from bioclip_hc.kernels import cpu
+
+        return cpu
     return panel
 
 

@@ -1,12 +1,19 @@
-"""`level_infonce` and `rank_topk` tile by tile: library products, a bounded workspace, an epilogue per geometry.
+"""`level_infonce` and `rank_topk` tile by tile: library products, a bounded workspace, an epilogue of choice.
 
-# M images, N texts, D embed, R ranks, B tile side
-# S the product of two tiles of prepared vectors, l the logits, W = dL/dl
+# M images, N texts, D embed, R ranks
+# n unit vectors, S = <n_i, n_j>, l logits, W = dL/dl
 
-Texts are sorted by rank, so that a tile of columns has one rank; restricted, only the images supervised at that
-rank meet it. The forward pass sees each tile once and keeps the running maximum and sum of its rows and of its
-columns, each under a shift of their own (a shared one would underflow rows far below it). The backward pass
-recomputes the tile, and ends in two products. Work: four products of the shape visited. Deterministic.
+Texts are sorted by rank and taxon, so that a tile of columns has one rank and a taxon's texts stand together;
+restricted, only the images supervised at that rank meet it. The forward pass sees each tile once and keeps the
+running maximum and sum of its rows and of its columns, each under a shift of their own (a shared one would
+underflow rows far below it). The backward pass recomputes the tile, and ends in two products. Work: four products
+of the shape visited. Deterministic.
+
+In Lorentz geometry, with r = sqrt(c) d(0, x), s = sinh r, a = e^(r/2), b = e^(-r/2) and h = |n|^2 / 2,
+
+    cosh(sqrt(c) d) - 1 = u = (a_i b_j - b_i a_j)^2 / 2 + s_i s_j (h_i + h_j - S_ij)
+
+so that the product is CLIP's, and the geometry is left to the epilogue (`epilogue.py`, or its twin in C++).
 """
 
 from __future__ import annotations
@@ -18,27 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bioclip_hc.kernels.epilogue import Epilogue, Polar, Pull, Running, Tile, TorchEpilogue
 from bioclip_hc.kernels.objective import Objective, compute_dtype
-from bioclip_hc.kernels.plan import make_plan
-from bioclip_hc.kernels.reference import MASKED, MAX_RADIUS, sinhc, u_floor, unit
+from bioclip_hc.kernels.plan import Plan, make_plan
+from bioclip_hc.kernels.reference import MAX_RADIUS, sinhc, u_floor, unit
 
-TILE = 512  # B; about eleven live (B, B) fp32 temporaries, and six (B, 512) ones, make the workspace 16 MiB
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of one side, ready for the product: unit vectors, and per-row scalars of the polar form.
-
-    KERNELS: with r = sqrt(c) d(0, x), s = sinh r, n the direction and h = |n|^2 / 2 of the rounded n,
-    cosh(d) - 1 = (a_i b_j - b_i a_j)^2 / 2 + s_i s_j (h_i + h_j - <n_i, n_j>), a = e^{r/2}, b = e^{-r/2}.
-    """
-
-    n: Tensor  # (rows, D)
-    r: Tensor  # (rows,); this and the fields below are empty for euclidean geometry
-    s: Tensor
-    a: Tensor
-    b: Tensor
-    h: Tensor
+TILE = 1024  # rows and columns of a tile: 4 MiB in fp32, beside five blocks of (TILE, D)
+LEAST_SINH = 1e-12  # s is not taken smaller: dS / s_i is then finite, and its limit, where s_i is 0
+TORCH = TorchEpilogue()
 
 
 @dataclass(frozen=True)
@@ -46,209 +40,162 @@ class Side:
     """Images or texts as they came, and what little is kept of them: a few numbers a row."""
 
     v: Tensor  # (rows, D), any float dtype
-    norm: Tensor  # (rows,)
-    r: Tensor  # (rows,) sqrt(c) d(0, x), empty for euclidean geometry
-    unit: bool  # v is taken as it is
+    norm: Tensor | None  # (rows,); None: v is taken as it is
+    r: Tensor | None  # (rows,) sqrt(c) d(0, x); None: euclidean geometry
 
-    def direction(self, rows: Tensor) -> Tensor:
-        """(b, D) unit vectors (or the vectors themselves) of some rows, in the compute dtype."""
-        v = self.v.index_select(0, rows).to(self.norm.dtype)
-        return v if self.unit else unit(v, self.norm[rows])
-
-    def __getitem__(self, rows: Tensor) -> Rows:
-        n = self.direction(rows)
-        if not len(self.r):
-            return Rows(n, self.r, self.r, self.r, self.r, self.r)
+    def polar(self, rows: Tensor) -> Polar | None:
+        """Of some rows; h is not known yet."""
+        if self.r is None:
+            return None
         r = self.r[rows]
-        return Rows(n, r, r.sinh(), (r / 2).exp(), (-r / 2).exp(), n.square().sum(1).div_(2))
+        return Polar(r.sinh().clamp_min(LEAST_SINH), (r / 2).exp(), (-r / 2).exp(), r.cosh(), r)
 
 
-def prepare(v: Tensor, curv: Tensor, geometry: str, space: str) -> Side:
+def prepare(v: Tensor, curv: Tensor, geometry: str, space: str, epilogue: Epilogue = TORCH) -> Side:
     """The pre-pass over one side, (rows, D)."""
-    dtype = compute_dtype(v)
-    norm = torch.linalg.vector_norm(v, dim=1, dtype=dtype)
+    if space == "unit":
+        return Side(v, None, None)
+    norm = epilogue.norms(v)
     if geometry == "euclidean":
-        return Side(v, norm, norm.new_empty(0), space == "unit")
+        return Side(v, norm, None)
     r = curv.sqrt() * norm
-    return Side(v, norm, r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh(), False)
+    return Side(v, norm, r.clamp_max(MAX_RADIUS) if space == "tangent" else r.asinh())
 
 
-# -- epilogues: from a product tile to logits, and from W back ------------------------------------------------
+class Block:
+    """Some rows of one side, gathered and made unit for the product, in memory that is used again."""
 
+    def __init__(self, rows: int, like: Tensor, epilogue: Epilogue) -> None:
+        dtype = compute_dtype(like)
+        self._n = like.new_empty((rows, like.shape[1]), dtype=dtype)
+        self._h = like.new_empty((rows,), dtype=dtype)
+        self._epilogue = epilogue
 
-def _cosh_minus_one(S: Tensor, x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
-    """u = cosh(d) - 1 of a tile, and h_i + h_j - S, which takes S's memory."""
-    difference = torch.outer(x.a, y.b).sub_(torch.outer(x.b, y.a))
-    gap = S.neg_().add_(x.h[:, None]).add_(y.h)
-    u = (gap * x.s[:, None]).mul_(y.s)
-    return u.addcmul_(difference, difference, value=0.5).clamp_(min=0), gap
-
-
-def _logits(
-    x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Logits of a tile, and for the way back u and the gap (Lorentz only)."""
-    S = x.n @ y.n.T
-    if geometry == "euclidean":
-        return S.mul_(scale), None
-    u, gap = _cosh_minus_one(S, x, y)
-    root = (u + 2).mul_(u).sqrt_()
-    return root.add_(u).log1p_().mul_(-scale / curv.sqrt()), (u, gap)
-
-
-@dataclass
-class Gradient:
-    """Sums for one side: dn (rows, D) = dL/dn, divided by s for Lorentz (finite where s is 0), and dr (rows,)."""
-
-    dn: Tensor
-    dr: Tensor
-
-    @classmethod
-    def zeros(cls, side: Side) -> Gradient:
-        return cls(torch.zeros_like(side.v, dtype=side.norm.dtype), torch.zeros_like(side.norm))
-
-    def add(self, rows: Tensor, dn: Tensor, dr: Tensor | None = None) -> None:
-        self.dn.index_add_(0, rows, dn)  # rows are distinct, so the order of the sum is fixed
-        if dr is not None:
-            self.dr.index_add_(0, rows, dr)
-
-
-def _lorentz_backward(
-    W: Tensor, apart: tuple[Tensor, Tensor], x: Rows, y: Rows, scale: Tensor, curv: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dn / s and dr of both sides of one tile. Takes W's memory."""
-    u, gap = apart
-    root = (u + 2).mul_(u).sqrt_()
-    noise = torch.outer(x.s * u_floor(u.dtype), y.s)  # of u: its product is rounded in units of s_i s_j
-    q = W.div_(root).mul_(-scale / curv.sqrt()).masked_fill_(u <= noise, 0)
-    dx, dy = -(q * y.s) @ y.n, -(q * x.s[:, None]).T @ x.n
-    # sinh(r_i - r_j) = t (a_i b_j + b_i a_j) / 2 with t = a_i b_j - b_i a_j: exact for near radii
-    t = torch.outer(x.a, y.b)
-    other = torch.outer(x.b, y.a)
-    sinh = (t - other).mul_(t.add_(other)).div_(2)
-    radial = q * sinh
-    q.mul_(gap)
-    drx = radial.sum(1) + x.r.cosh() * (q @ y.s)
-    dry = -radial.sum(0) + y.r.cosh() * (q.T @ x.s)
-    return dx, dy, drx, dry
-
-
-def _to_inputs(g: Gradient, side: Side, curv: Tensor, geometry: str, space: str, tile: int) -> Tensor:
-    """Chain rule from unit vectors and radii to the vectors that came in, (rows, D); takes g's memory."""
-    if side.unit:
-        return g.dn.to(side.v.dtype)
-    root = curv.sqrt()
-    everyone = torch.arange(len(side.v), device=side.v.device)
-    for start in range(0, len(everyone), tile):
-        part = slice(start, start + tile)
-        n = side.direction(everyone[part])
-        dn, norm = g.dn[part], side.norm[part]
-        dn.sub_(n * (dn * n).sum(1, keepdim=True))  # across the direction
-        if geometry == "euclidean":
-            dn.copy_(unit(dn, norm))
-            continue
-        r, dr = side.r[part], g.dr[part]
-        if space == "hyperboloid":  # s / |x| = sqrt(c), and dr/d|x| = sqrt(c) / cosh r
-            dn.mul_(root).addcmul_(n, (root * dr / r.cosh())[:, None])
-            continue
-        free = r < MAX_RADIUS  # beyond the clamp the radius no longer moves
-        s_over_norm = torch.where(free, root * sinhc(r), r.sinh() / torch.where(free, 1, norm))
-        dn.mul_(s_over_norm[:, None]).addcmul_(n, (root * dr * free)[:, None])
-    return g.dn.to(side.v.dtype)
-
-
-def _radius_curvature(g: Gradient, side: Side, space: str) -> Tensor:
-    """2c times one side's share of dL/dc through its radii."""
-    moves = side.r * (side.r < MAX_RADIUS) if space == "tangent" else side.r.tanh()
-    return (moves * g.dr).sum()
-
-
-# -- the tiles ------------------------------------------------------------------------------------------------
+    def take(self, side: Side, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """n (b, D) and h (b,) of those rows, until the next call."""
+        n, h = self._n[: len(rows)], self._h[: len(rows)]
+        self._epilogue.unit_rows(side.v, rows, side.norm, n, h)
+        return n, h
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Row and column indices of one tile, its rank, and which of its pairs are positive and masked out."""
+class Rank:
+    """The images and the texts that meet at one rank, in the plan's order. Positions count all sorted texts."""
 
     rank: int
-    rows: Tensor
-    cols: Tensor
-    positive: Tensor  # (b, b) bool
-    row_mask: Tensor | None  # (b, b) bool: leaves the row's denominator
-    col_mask: Tensor | None
+    images: Tensor  # (rows,) int64
+    x: Polar | None  # of the images
+    start: int  # the texts' positions
+    end: int
+    positive: Tensor  # (rows,) int32, as in Tile, each
+    positive_end: Tensor
+    taxon: Tensor | None
+    taxon_end: Tensor | None
 
 
-def _tiles(o: Objective, tile: int) -> Iterator[Tile]:
-    """Every tile that the objective needs, each once, texts in order of rank."""
-    known = o.image_taxa >= 0
-    everyone = known.any(1).nonzero().flatten()
-    pair_rank = o.pair_rank
-    for r in range(o.image_taxa.shape[1]):
-        texts = (o.text_rank == r).nonzero().flatten()
-        images = known[:, r].nonzero().flatten() if o.restrict else everyone
-        for cols in texts.split(tile) if len(images) else ():
-            taxon = o.text_taxon[cols]
-            for rows in images.split(tile) if len(texts) else ():
-                same = o.image_taxa[rows, r][:, None] == taxon  # unknown is -1, and no text has taxon -1
-                if o.targets == "multi_positive":
-                    yield Tile(r, rows, cols, same, None, None)
-                    continue
-                own = o.pair[rows][:, None] == cols
-                duplicate = same & ~own
-                at_own_rank = duplicate & (pair_rank[rows] == r)[:, None]
-                masks = (at_own_rank, duplicate) if o.targets == "mask_out" else (None, None)
-                yield Tile(r, rows, cols, own, *masks)
+class Problem:
+    """One call: both sides prepared, the plan, and the tiles in the order in which they are visited."""
 
+    def __init__(
+        self, image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, o: Objective, epilogue: Epilogue, tile: int
+    ) -> None:
+        self.o, self.epilogue, self.tile = o, epilogue, tile
+        self.plan: Plan = make_plan(o)
+        self.x, self.y = (prepare(v, curv, o.geometry, o.space, epilogue) for v in (image, text))
+        self.order = self.plan.col_order.long()  # (N,) the text at each position
+        self.y_polar = self.y.polar(self.order)
+        self.bias = None if o.text_bias is None else o.text_bias[self.order]
+        self.factor = float(scale if o.geometry == "euclidean" else -scale / curv.sqrt())
+        self.dtype = compute_dtype(image)
+        rows, cols = min(tile, len(image)), min(tile, len(text))
+        self.x_block, self.y_block = Block(rows, image, epilogue), Block(cols, text, epilogue)
+        self._product = image.new_empty((rows, cols), dtype=self.dtype)
 
-def _pools(l: Tensor, tile: Tile, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The logits as the rows' and as the columns' denominators see them; `l` itself where nothing changes."""
-    rows = l if bias is None else l + bias[tile.cols]
-    cols = l
-    if tile.row_mask is not None and tile.col_mask is not None:
-        rows, cols = rows.masked_fill(tile.row_mask, MASKED), cols.masked_fill(tile.col_mask, MASKED)
-    return rows, cols
+    def ranks(self) -> Iterator[Rank]:
+        """The ranks at which anything meets."""
+        starts, counts = self.plan.col_start.tolist(), self.plan.rows.tolist()
+        for r, (start, end, count) in enumerate(zip(starts, starts[1:], counts, strict=False)):
+            if start == end or not count:
+                continue
+            images = self.plan.row_order[r, :count].long()
+            taxon = self.plan.row_code[r, :count].clamp_max(len(self.order))
+            taxon_end = torch.searchsorted(self.plan.col_code, taxon, right=True, out_int32=True)
+            if self.o.targets == "multi_positive":
+                marks = (taxon, taxon_end, None, None)
+            else:
+                own = self.plan.row_own[r, :count]
+                masked = (taxon, taxon_end) if self.o.targets == "mask_out" else (None, None)
+                marks = (own, own + (own >= 0).int(), *masked)
+            yield Rank(r, images, self.x.polar(images), start, end, *marks)
 
+    def columns(self, rank: Rank) -> Iterator[slice]:
+        """The positions of each tile of columns."""
+        for start in range(rank.start, rank.end, self.tile):
+            yield slice(start, min(start + self.tile, rank.end))
 
-class RunningLSE:
-    """logsumexp of many rows, of which a piece arrives at a time."""
-
-    def __init__(self, rows: int, like: Tensor) -> None:
-        self.top = like.new_full((rows,), MASKED)
-        self.sum = like.new_zeros(rows)
-
-    def add(self, index: Tensor, piece: Tensor, dim: int) -> None:
-        old = self.top[index]
-        top = torch.maximum(old, piece.amax(dim))
-        total = (piece - top.unsqueeze(dim)).exp_().sum(dim)
-        self.sum[index] = self.sum[index] * (old - top).exp() + total
-        self.top[index] = top
-
-    def value(self) -> Tensor:
-        return self.top + self.sum.clamp_min(torch.finfo(self.sum.dtype).tiny).log()
+    def tiles(self, rank: Rank, cols: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tile]]:
+        """For each tile of rows: which of the rank's images, their n, the columns' n, and the tile with S in it."""
+        yn, yh = self.y_block.take(self.y, self.order[cols])
+        y_polar = None if self.y_polar is None else self.y_polar.rows(cols, yh)
+        bias = None if self.bias is None else self.bias[cols]
+        for start in range(0, len(rank.images), self.tile):
+            rows = slice(start, start + self.tile)
+            xn, xh = self.x_block.take(self.x, rank.images[rows])
+            area = len(xn) * len(yn)
+            product = torch.mm(xn, yn.T, out=self._product.view(-1)[:area].view(len(xn), len(yn)))
+            yield (
+                rows,
+                xn,
+                yn,
+                Tile(
+                    product,
+                    None if rank.x is None else rank.x.rows(rows, xh),
+                    y_polar,
+                    rank.positive[rows],
+                    rank.positive_end[rows],
+                    None if rank.taxon is None else rank.taxon[rows],
+                    None if rank.taxon_end is None else rank.taxon_end[rows],
+                    cols.start,
+                    bias,
+                    self.factor,
+                    u_floor(self.dtype),
+                ),
+            )
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, o: Objective, tile: int = TILE
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    curv: Tensor,
+    o: Objective,
+    epilogue: Epilogue = TORCH,
+    tile: int = TILE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """nll_image (M, R), nll_text (N,), and for `backward` row_lse (M, R), unrestricted (M, 1), and col_lse (N,)."""
-    x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
+    p = Problem(image, text, scale, curv, o, epilogue, tile)
     (M, R), N = o.image_taxa.shape, len(text)
-    pools = R if o.restrict else 1
-    row_lse, col_lse = RunningLSE(M * pools, x.norm), RunningLSE(N, x.norm)
-    row_positive, col_positive = x.norm.new_zeros(M, R), x.norm.new_zeros(N)
-    for t in _tiles(o, tile):
-        l, _ = _logits(x[t.rows], y[t.cols], scale, curv, o.geometry)
-        as_rows, as_cols = _pools(l, t, o.text_bias)
-        row_lse.add(t.rows * pools + (t.rank if o.restrict else 0), as_rows, 1)
-        col_lse.add(t.cols, as_cols, 0)
-        chosen = l.mul_(t.positive)
-        row_positive[t.rows, t.rank] += chosen.sum(1)
-        col_positive[t.cols] += chosen.sum(0)
-    over_rows, over_cols = row_lse.value().view(M, pools), col_lse.value()
-    plan = make_plan(o)
-    nll_image = torch.where(plan.row_count > 0, over_rows - row_positive / plan.row_count.clamp_min(1), 0)
-    nll_text = torch.where(plan.col_count > 0, over_cols - col_positive / plan.col_count.clamp_min(1), 0)
-    return nll_image, nll_text, over_rows, over_cols
+    like = image.new_empty(0, dtype=p.dtype)
+    of_rows = [Running.start(M, like) for _ in range(R if o.restrict else 1)]  # a denominator for each rank, or one
+    of_cols = Running.start(N, like)  # by position
+    row_positives = like.new_zeros(M, R)
+    for rank in p.ranks():
+        here = Running.start(len(rank.images), like)
+        for cols in p.columns(rank):
+            for rows, _, _, t in p.tiles(rank, cols):
+                epilogue.forward(t, here.part(rows), of_cols.part(cols))
+        pool = of_rows[rank.rank if o.restrict else 0]
+        merged = Running(pool.top[rank.images], pool.sum[rank.images], here.positives)
+        merged.merge(here.top, here.sum)
+        pool.top[rank.images], pool.sum[rank.images] = merged.top, merged.sum
+        row_positives[rank.images, rank.rank] = here.positives
+    row_lse = torch.stack([pool.lse() for pool in of_rows], 1)
+    col_lse, col_positives = (torch.empty_like(x) for x in (of_cols.top, of_cols.positives))
+    col_lse[p.order], col_positives[p.order] = of_cols.lse(), of_cols.positives
+    row_count, col_count = p.plan.row_count, p.plan.col_count
+    nll_image = torch.where(row_count > 0, row_lse - row_positives / row_count.clamp_min(1), 0)
+    nll_text = torch.where(col_count > 0, col_lse - col_positives / col_count.clamp_min(1), 0)
+    return nll_image, nll_text, row_lse, col_lse
 
 
 def backward(
@@ -261,40 +208,95 @@ def backward(
     col_lse: Tensor,
     grad_image: Tensor,
     grad_text: Tensor,
+    epilogue: Epilogue = TORCH,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of <grad_image, nll_image> + <grad_text, nll_text>.
 
     For image and text in their own dtypes, scale () and curv ().
     """
-    x, y = (prepare(v, curv, o.geometry, o.space) for v in (image, text))
-    gx, gy = Gradient.zeros(x), Gradient.zeros(y)
-    push_image, push_text, pull_image, pull_text = make_plan(o).weights(grad_image, grad_text, o.restrict)
+    p = Problem(image, text, scale, curv, o, epilogue, tile)
+    push_image, push_text, pull_image, pull_text = p.plan.weights(grad_image, grad_text, o.restrict)
+    of_cols = Pull(col_lse[p.order], push_text[p.order], pull_text[p.order])
+    D = image.shape[1]
+    dx = image.new_zeros(image.shape, dtype=p.dtype)
+    dtext = torch.zeros_like(text, memory_format=torch.contiguous_format)
+    x_radius, y_radius = (dx.new_zeros(len(v)) for v in (image, text))  # dL/dr; of texts by position
+    dx_block, dy_block = (dx.new_empty(min(tile, len(v)), D) for v in (image, text))
+    half = epilogue.halves(image, text)
     total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l
-    for t in _tiles(o, tile):
-        xt, yt = x[t.rows], y[t.cols]
-        l, apart = _logits(xt, yt, scale, curv, o.geometry)
-        as_rows, as_cols = _pools(l, t, o.text_bias)
-        pool = t.rank if o.restrict else 0
-        W = (as_rows - row_lse[t.rows, pool, None]).exp_().mul_(push_image[t.rows, pool, None])
-        W.addcmul_((as_cols - col_lse[t.cols]).exp_(), push_text[t.cols].expand_as(W))
-        W.sub_((pull_image[t.rows, t.rank, None] + pull_text[t.cols]).mul_(t.positive))
-        total += l.mul_(W).sum(dtype=torch.float64)
-        if apart is None:
-            W.mul_(scale)
-            gx.add(t.rows, W @ yt.n)
-            gy.add(t.cols, W.T @ xt.n)
-        else:
-            dx, dy, drx, dry = _lorentz_backward(W, apart, xt, yt, scale, curv)
-            gx.add(t.rows, dx, drx)
-            gy.add(t.cols, dy, dry)
+    for rank in p.ranks():
+        pool = rank.rank if o.restrict else 0
+        of_rows = Pull(
+            *(a[rank.images, b] for a, b in ((row_lse, pool), (push_image, pool), (pull_image, rank.rank)))
+        )
+        radius = dx.new_zeros(len(rank.images))
+        for cols in p.columns(rank):
+            dy = dy_block[: cols.stop - cols.start].zero_()
+            for rows, xn, yn, t in p.tiles(rank, cols):
+                total += epilogue.backward(t, of_rows.part(rows), of_cols.part(cols), radius[rows], y_radius[cols])
+                part = _gradient_products(t.product, xn, yn, half, dx_block[: len(xn)], dy)
+                epilogue.add_rows(part, rank.images[rows], dx)
+            _to_inputs(dy, p.y, p.order[cols], y_radius[cols], curv, o.space, epilogue, dtext)
+        x_radius[rank.images] += radius
+    everyone = torch.arange(len(image), device=image.device)
+    dimage = dx if image.dtype == dx.dtype else torch.empty_like(image, memory_format=torch.contiguous_format)
+    for part in everyone.split(tile):
+        _to_inputs(dx[part[0] : part[-1] + 1], p.x, part, x_radius[part], curv, o.space, epilogue, dimage)
     dscale = (total / scale).to(scale.dtype)
     dcurv = torch.zeros_like(curv)
     if o.geometry == "lorentz":
-        radii = _radius_curvature(gx, x, o.space) + _radius_curvature(gy, y, o.space)
-        dcurv = ((radii - total) / (2 * curv)).to(curv.dtype)
-    dimage, dtext = (_to_inputs(g, side, curv, o.geometry, o.space, tile) for g, side in ((gx, x), (gy, y)))
+        moved = _radius_curvature(p.x.r, x_radius, o.space)
+        assert p.y.r is not None
+        moved += _radius_curvature(p.y.r[p.order], y_radius, o.space)
+        dcurv = ((moved - total) / (2 * curv)).to(curv.dtype)
     return dimage, dtext, dscale, dcurv
+
+
+def _gradient_products(dS: Tensor, xn: Tensor, yn: Tensor, half: bool, dx: Tensor, dy: Tensor) -> Tensor:
+    """dS @ yn, in dx where it is fp32; adds dS^T @ xn to dy. Tiles are summed in fp32 either way."""
+    if half:
+        dS, xn, yn = (matrix.bfloat16() for matrix in (dS, xn, yn))
+        dy.add_(dS.T @ xn)
+        return (dS @ yn).to(dy.dtype)
+    dy.addmm_(dS.T, xn)
+    return torch.mm(dS, yn, out=dx)
+
+
+def _to_inputs(
+    dn: Tensor,
+    side: Side,
+    rows: Tensor,
+    dr: Tensor,
+    curv: Tensor,
+    space: str,
+    epilogue: Epilogue,
+    dv: Tensor,
+) -> None:
+    """Chain rule from the unit vectors and radii of some rows (b,) to the vectors that came in: fills dv[rows]."""
+    if side.norm is None:
+        epilogue.chain_rule(dn, side.v, rows, None, None, None, dv)
+        return
+    norm = side.norm[rows]
+    if side.r is None:
+        epilogue.chain_rule(dn, side.v, rows, side.norm, 1 / torch.where(norm > 0, norm, 1), None, dv)
+        return
+    r, root = side.r[rows], curv.sqrt()
+    s = r.sinh().clamp_min(LEAST_SINH)
+    if space == "hyperboloid":  # s / |x| = sqrt(c), and dr/d|x| = sqrt(c) / cosh r
+        across, along = root / s, root * dr / r.cosh()
+    else:
+        free = r < MAX_RADIUS  # beyond the clamp the radius no longer moves
+        across = torch.where(free, root * sinhc(r), r.sinh() / torch.where(free, 1, norm)) / s
+        along = root * dr * free
+    epilogue.chain_rule(dn, side.v, rows, side.norm, across, along, dv)
+
+
+def _radius_curvature(r: Tensor | None, dr: Tensor, space: str) -> Tensor:
+    """2c times one side's share of dL/dc through its radii."""
+    assert r is not None
+    moves = r * (r < MAX_RADIUS) if space == "tangent" else r.tanh()
+    return (moves * dr).sum()
 
 
 # -- the best texts of each rank ------------------------------------------------------------------------------
@@ -311,43 +313,49 @@ def rank_topk(
     k: int,
     ranks: int,
     candidates: tuple[Tensor, Tensor] | None,
+    epilogue: Epilogue = TORCH,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
     """score (M, R, k), -inf padded, and index (M, R, k), -1 padded; equal scores: the smaller index first."""
-    x, y = (prepare(v, curv, geometry, space) for v in (image, text))
-    score = x.norm.new_full((len(image), ranks, k), -math.inf)
+    x, y = (prepare(v, curv, geometry, space, epilogue) for v in (image, text))
+    value = image.new_full((len(image), ranks, k), -math.inf, dtype=compute_dtype(image))
     index = torch.full((len(image), ranks, k), -1, dtype=torch.int64, device=image.device)
-    if candidates is None:
-        parts = [
-            (r, cols)
-            for r in range(ranks)
-            for cols in (text_rank == r).nonzero().flatten().split(tile)
-            if len(cols)
-        ]
-        everyone = torch.arange(len(image), device=image.device)
-        for start in range(0, len(everyone), tile):
-            rows = slice(start, start + tile)
-            xt = x[everyone[rows]]
-            for r, cols in parts:
-                l, _ = _logits(xt, y[cols], scale, curv, geometry)
-                _keep_best(score[rows, r], index[rows, r], l, cols)
-    else:
-        _topk_of_lists(x, y, text_rank, scale, curv, geometry, candidates, score, index)
-    return score, index
-
-
-def _keep_best(best: Tensor, where: Tensor, l: Tensor, cols: Tensor) -> None:
-    """Merge one tile's logits (b, n) into the k best so far (b, k), in place; the smaller index wins a tie."""
-    k = best.shape[1]
-    if k == 1:  # max returns the first maximum
-        top, place = l.max(1, keepdim=True)
-        better = top > best
-        where.copy_(torch.where(better, cols[place], where))
-        best.copy_(torch.where(better, top, best))
-        return
-    merged, order = torch.cat([best, l], 1).sort(dim=1, descending=True, stable=True)
-    best.copy_(merged[:, :k])
-    where.copy_(torch.cat([where, cols.expand_as(l)], 1).gather(1, order[:, :k]))
+    if candidates is not None:
+        _topk_of_lists(x, y, text_rank, scale, curv, geometry, candidates, value, index)
+        return value, index
+    # farther is larger, so that distances need not be computed of all: values are -u
+    factor = float(scale if geometry == "euclidean" else -scale.sign())
+    parts = [
+        (r, cols) for r in range(ranks) for cols in (text_rank == r).nonzero().flatten().split(tile) if len(cols)
+    ]
+    x_block, y_block = Block(min(tile, len(image)), image, epilogue), Block(min(tile, len(text)), text, epilogue)
+    product = value.new_empty(min(tile, len(image)) * min(tile, len(text)))
+    for rows in torch.arange(len(image), device=image.device).split(tile) if len(image) else ():
+        part = slice(int(rows[0]), int(rows[0]) + len(rows))
+        xn, xh = x_block.take(x, rows)
+        x_polar = x.polar(rows)
+        for r, cols in parts:
+            yn, yh = y_block.take(y, cols)
+            S = torch.mm(xn, yn.T, out=product[: len(rows) * len(cols)].view(len(rows), len(cols)))
+            y_polar = y.polar(cols)
+            t = Tile(
+                S,
+                None if x_polar is None else x_polar.rows(slice(None), xh),
+                None if y_polar is None else y_polar.rows(slice(None), yh),
+                *(index.new_empty(0, dtype=torch.int32),) * 2,
+                None,
+                None,
+                0,
+                None,
+                factor,
+                0.0,
+            )
+            epilogue.keep_best(t, cols, value[part, r], index[part, r])
+    if geometry == "lorentz":
+        u = torch.where(index < 0, 0, value.abs())
+        score = -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())
+        value = torch.where(index < 0, -math.inf, score)
+    return value, index
 
 
 def _topk_of_lists(
@@ -368,10 +376,10 @@ def _topk_of_lists(
     row = torch.arange(len(indptr) - 1, device=indices.device).repeat_interleave(indptr.diff())
     value = torch.cat(
         [
-            _pair_logits(x[i], y[j], scale, curv, geometry)
+            _pair_logits(x, i, y, j, scale, curv, geometry)
             for i, j in zip(row.split(pairs), indices.split(pairs), strict=True)
         ]
-        or [x.norm.new_empty(0)]
+        or [score.new_empty(0)]
     )
     group = row * R + text_rank[indices]  # sorted by group, then by falling score, then by index
     order = indices.argsort(stable=True)
@@ -385,10 +393,18 @@ def _topk_of_lists(
     index.view(-1)[flat] = indices[order][kept]
 
 
-def _pair_logits(x: Rows, y: Rows, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
-    """(P,) logits of P pairs given as equally long sides."""
-    S = (x.n * y.n).sum(1)
+def _pair_logits(x: Side, i: Tensor, y: Side, j: Tensor, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
+    """(P,) logits of P pairs, images i and texts j."""
+    n, m = (
+        side.v[rows] if side.norm is None else unit(side.v[rows], side.norm[rows])
+        for side, rows in ((x, i), (y, j))
+    )
+    S = (n * m).sum(1)
     if geometry == "euclidean":
         return scale * S
-    u = ((x.a * y.b - x.b * y.a).square() / 2 + x.s * y.s * (x.h + y.h - S)).clamp_min(0)
+    p, q = x.polar(i), y.polar(j)
+    assert p is not None
+    assert q is not None
+    gap = n.square().sum(1) / 2 + m.square().sum(1) / 2 - S
+    u = ((p.a * q.b - p.b * q.a).square() / 2 + p.s * q.s * gap).clamp_min(0)
     return -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())

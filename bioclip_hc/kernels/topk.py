@@ -46,7 +46,8 @@ def rank_topk(
         ranks: R; by default the largest text_rank + 1, for which a GPU has to be waited.
         candidates: (indptr (M + 1,), indices (E,)) in CSR form: image i chooses only among the texts
             indices[indptr[i]:indptr[i + 1]], each named once. None: among all.
-        backend: None, "reference" (dense), "tiled" or "triton"; the last keeps min(k, N) <= 128 in registers.
+        backend: None, "reference" (dense), "tiled", "cpu" or "triton", which keeps min(k, N) <= 128 in
+            registers.
 
     Returns:
         score (M, R, k) logits, falling, -inf padded; index (M, R, k) int64 into text, -1 padded. Equal scores
@@ -123,6 +124,10 @@ def _rank_topk(
             from bioclip_hc.kernels import triton_topk
 
             return triton_topk.rank_topk(image, text, text_rank, scale, curv, geometry, space, k, ranks, lists)
+        if backend == "cpu":
+            from bioclip_hc.kernels import cpu
+
+            return cpu.rank_topk(image, text, text_rank, scale, curv, geometry, space, k, ranks, lists)
         work = compute_dtype(image)
         plain = reference.rank_topk if backend == "reference" else panel.rank_topk
         return plain(image.to(work), text.to(work), text_rank, scale, curv, geometry, space, k, ranks, lists)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bioclip_hc import kernels
-from bioclip_hc.kernels import panel
+from bioclip_hc.kernels import cpu, panel
 from bioclip_hc.kernels.backends import BACKENDS
 from bioclip_hc.kernels.objective import make_objective
 
@@ -20,7 +20,12 @@ SHAPES = [(63, 257), (257, 63), (1, 1), (1, 5), (5, 1), (0, 4), (4, 0)]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the Triton kernels; on a CPU they are interpreted
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+FP32_BACKENDS = ("cpu", "triton")
+
+needs_library = pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
+each_backend = pytest.mark.parametrize(
+    "backend", [pytest.param(b, marks=needs_library) if b == "cpu" else b for b in BACKENDS]
+)
 each_float64_backend = pytest.mark.parametrize("backend", ["reference", "tiled"])
 each_space = pytest.mark.parametrize(("geometry", "space"), SPACES)
 each_target = pytest.mark.parametrize("targets", TARGETS)
@@ -28,14 +33,15 @@ each_restriction = pytest.mark.parametrize("restrict", [True, False])
 
 
 def level_infonce(*arguments, backend=None, **options):
-    """The operation; for triton on its device, and in fp32 where the others do float64."""
-    if backend != "triton":
+    """The operation; for triton on its device, and in fp32 where that is all that a backend does."""
+    if backend not in FP32_BACKENDS:
         return kernels.level_infonce(*arguments, backend=backend, **options)
+    device = DEVICE if backend == "triton" else "cpu"
 
     def move(x):
         if not isinstance(x, torch.Tensor):
             return x
-        return x.to(DEVICE, torch.float32 if x.dtype == torch.float64 else None)
+        return x.to(device, torch.float32 if x.dtype == torch.float64 else None)
 
     options = {name: move(x) for name, x in options.items()}
     return tuple(x.cpu() for x in kernels.level_infonce(*map(move, arguments), backend=backend, **options))
@@ -297,7 +303,9 @@ def test_a_repeated_text_is_one_text_with_the_log_of_its_count(backend, geometry
         **one_rank,
     )  # fmt: skip
     close(merged_image, each_image)
-    close(merged_text * count, torch.zeros(3).double().index_add(0, copies, each_text.double()))
+    close(
+        merged_text * count.to(merged_text.dtype), torch.zeros(3).double().index_add(0, copies, each_text.double())
+    )
 
 
 @each_backend
@@ -334,7 +342,7 @@ def test_one_euclidean_rank_is_clips_loss(backend):
         targets="diagonal", pair=ids, backend=backend,
     )  # fmt: skip
     ours, theirs = (nll_image.mean() + nll_text.mean()) / 2, ClipLoss()(*inputs)
-    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend == "triton" else {}
+    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend in FP32_BACKENDS else {}
     close(ours, theirs, **fp32)
     for got, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         close(got, expected, **fp32)
@@ -354,7 +362,7 @@ def test_one_hyperboloid_rank_is_merus_contrastive_term(backend):
     theirs = [torch.nn.functional.cross_entropy(s, ids) for s in (similarity, similarity.T)]
     ours = level_infonce(x, y, ids[:, None], torch.zeros(7), ids, scale, c, space="hyperboloid", backend=backend)
     ours, theirs = sum(nll.mean() for nll in ours), sum(theirs)
-    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend == "triton" else {}
+    fp32 = {"rtol": 2e-5, "atol": 2e-5} if backend in FP32_BACKENDS else {}
     close(ours, theirs, **fp32)
     for got, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         close(got, expected, **fp32)
@@ -375,7 +383,7 @@ def test_without_curvature_the_distance_is_euclids(backend, space):
     ]
     errors = [float((x - expected).abs().max()) for x in nll]
     assert errors[0] < 5e-3
-    if backend == "triton":  # fp32 sees no further
+    if backend in FP32_BACKENDS:  # which see no further
         assert errors[1] < 1e-3
     else:
         assert errors[1] == pytest.approx(errors[0] / 100, rel=0.05)
@@ -471,10 +479,11 @@ def test_beyond_the_clamp_the_radius_neither_counts_nor_moves(backend):
     close(results[0][1], results[1][1] * 2)  # the angle turns half as fast
 
 
+@pytest.mark.parametrize("backend", ["tiled", pytest.param("cpu", marks=needs_library)])
 @pytest.mark.parametrize("radius", [0.1, 1.0])
 @pytest.mark.parametrize("scale", [14.0, 100.0])
 @each_space
-def test_fp32_is_close_to_float64(geometry, space, scale, radius):
+def test_fp32_is_close_to_float64(backend, geometry, space, scale, radius):
     """For distances of at least 0.1 and radii of at most 1: nll within 2e-6 max(1, scale d_max), gradients 1e-5."""
     g = torch.Generator().manual_seed(0)
     p = problem(M=96, N=120, D=512, taxa_per_rank=20, dtype=torch.float32)
@@ -483,7 +492,7 @@ def test_fp32_is_close_to_float64(geometry, space, scale, radius):
     )
     options = {"geometry": geometry, "space": space, "scale": scale, "curv": 1.0}
     exact = forward_backward(p, "reference", dtype=torch.float64, **options)
-    ours = forward_backward(p, "tiled", dtype=torch.float32, **options)
+    ours = forward_backward(p, backend, dtype=torch.float32, **options)
     d_max = max(
         abs(plain_logit(v, w, 1, 1, geometry, space)) for v in p.image.tolist()[:9] for w in p.text.tolist()
     )

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioclip_hc.kernels import exp_map0, log_map0, lorentz_inner, maps
-from bioclip_hc.kernels.backends import BACKENDS, why_not_triton
+from bioclip_hc.kernels.backends import BACKENDS, why_not
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-needs_triton = pytest.mark.skipif(why_not_triton(DEVICE) is not None, reason="no GPU, and no TRITON_INTERPRET=1")
+needs_triton = pytest.mark.skipif(why_not("triton", DEVICE) is not None, reason="no GPU, and no TRITON_INTERPRET=1")
 each_backend = pytest.mark.parametrize(
     "backend", [pytest.param(b, marks=needs_triton) if b == "triton" else b for b in BACKENDS]
 )
@@ -240,9 +240,9 @@ def operators():
     v, w = (spread_rows((rows, 7), torch.float16) for rows in (5, 3))
     grad = spread_rows((5, 7), torch.float32, seed=1)
     for operator in (maps._exp_map0, maps._log_map0):
-        yield operator, (v.clone().requires_grad_(), c.clone().requires_grad_())
+        yield operator, (v.clone().requires_grad_(), c.clone().requires_grad_(), "triton")
     for operator in (torch.ops.bioclip_hc.exp_map0_backward, torch.ops.bioclip_hc.log_map0_backward):
-        yield operator.default, (grad, v, c)
+        yield operator.default, (grad, v, c, "triton")
     yield maps._lorentz_inner, (v.clone().requires_grad_(), w.clone().requires_grad_(), c.clone().requires_grad_())
 
 
@@ -309,7 +309,7 @@ def test_autocast_does_not_reach_the_products_of_the_inner_products_gradient():
 def test_kernels_are_differentiable_once_and_say_so(function):
     v = torch.ones(2, 3, device=DEVICE, requires_grad=True)
     (dv,) = torch.autograd.grad(function(v, backend="triton").sum(), v, create_graph=True)
-    with pytest.raises(RuntimeError, match=rf"{function.__name__} of backend 'triton' is differentiable once"):
+    with pytest.raises(RuntimeError, match=rf"{function.__name__} of backends .* is differentiable once"):
         torch.autograd.grad(dv.sum(), v)
 
 

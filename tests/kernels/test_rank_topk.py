@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bioclip_hc.kernels import panel, rank_topk, topk
-from bioclip_hc.kernels.backends import BACKENDS, why_not_triton
+from bioclip_hc.kernels.backends import BACKENDS, why_not
 
 SPACES = [("lorentz", "tangent"), ("lorentz", "hyperboloid"), ("euclidean", "tangent"), ("euclidean", "unit")]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-needs_triton = pytest.mark.skipif(why_not_triton(DEVICE) is not None, reason="no GPU, and no TRITON_INTERPRET=1")
+needs_triton = pytest.mark.skipif(why_not("triton", DEVICE) is not None, reason="no GPU, and no TRITON_INTERPRET=1")
 each_backend = pytest.mark.parametrize(
     "backend", [pytest.param(b, marks=needs_triton) if b == "triton" else b for b in BACKENDS]
 )
@@ -91,7 +91,7 @@ def test_it_is_what_sorting_gives(backend, geometry, space, restricted):
 def test_tiles_may_cut_anywhere(tile, k):
     image, text, text_rank = features(6, 31)
     one = torch.tensor(1.0)
-    score, index = panel.rank_topk(image, text, text_rank, one, one, "lorentz", "tangent", k, 3, None, tile)
+    score, index = panel.rank_topk(image, text, text_rank, one, one, "lorentz", "tangent", k, 3, None, tile=tile)
     logits = plain_logits(image, text, 1.0, 1.0, "lorentz", "tangent")
     expected_score, expected_index = plain_topk(logits, text_rank.tolist(), 3, k)
     assert torch.equal(index, expected_index)
@@ -119,7 +119,7 @@ def test_equal_scores_keep_the_smaller_index_first(monkeypatch, backend, k, rest
     image = torch.tensor([[1.0, 1], [2, 1], [-1, 0]])
     text_rank = torch.tensor([0, 0, 0, 0, 0, 1])
     lists = [[5, 4, 3, 2, 1, 0], [2, 0, 3], [4, 2, 0]] if restricted else None
-    monkeypatch.setattr(panel.rank_topk, "__defaults__", (tile,))
+    monkeypatch.setattr(panel.rank_topk, "__defaults__", (panel.TORCH, tile))
     _, index = run(
         backend, image, text, text_rank, geometry="euclidean", space="unit", k=k,
         candidates=csr(lists) if restricted else None,
