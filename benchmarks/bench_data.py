@@ -1,0 +1,121 @@
+"""Readers of one epoch of photographs with their lineages: time, peak memory, and whether the epoch was whole.
+
+    python -m pytest benchmarks/bench_data.py --benchmark-json out.json
+
+- bioclip_hc: the exact reader. Random access by an index, in an order drawn over all samples. Decoded, it is what
+  the training loop reads, taxa and tokens of the batch included.
+- webdataset: its pipeline on the same shards: shards in random order, a shuffle buffer, shards split among workers.
+- folder: a file per photograph in a folder per species, in random order, by torchvision's dataset.
+
+"bytes" hands over the bytes and the lineage of every sample, "decoded" its pixels after the same decoding and
+random preprocessing. An epoch starts its workers anew; opening a reader is measured apart (`open_ms`; ours indexes
+the shards, which a second run finds done, and makes the tokens of all taxa). The files have just been written, so
+all read from the page cache: readers are compared, not disks. Every epoch is checked sample by sample. One thread a
+process, as loaders' workers have it. Peak memory counts the workers, and what processes share once.
+
+    BENCH_DATA_IMAGES=2048   photographs, a multiple of 64
+    BENCH_DATA_ROUNDS=1      timed epochs
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memory import peak_beyond_results
+from readers import READERS, Photographs, check_whole, visit, write_photographs
+
+IMAGES = int(os.environ.get("BENCH_DATA_IMAGES", "2048"))
+ROUNDS = int(os.environ.get("BENCH_DATA_ROUNDS", "1"))
+BASE = "webdataset"
+INTERVAL = 0.02  # seconds between looks at the workers' memory
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: Any) -> Photographs:
+    """The samples of this run."""
+    return write_photographs(tmp_path_factory.mktemp("photographs"), IMAGES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("way", READERS)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("decoded", [False, True], ids=["bytes", "decoded"])
+def test_epoch(benchmark: Any, photographs: Photographs, decoded: bool, workers: int, way: str) -> None:
+    """Time and peak memory of one epoch, in which every sample is seen once with its lineage."""
+    benchmark.group = f"reader, {'decoded' if decoded else 'bytes'}, {workers} workers"
+    benchmark.extra_info.update(way=way, images=len(photographs), source=photographs.source)
+    if way == BASE:
+        benchmark.extra_info["base"] = True
+
+    for index in (photographs.folder / "shards").glob("*.index.json"):
+        index.unlink()
+    start = time.perf_counter()
+    reader = READERS[way](photographs, decoded)
+    benchmark.extra_info["open_ms"] = round(1000 * (time.perf_counter() - start), 1)
+    epochs = []
+
+    def epoch() -> int:
+        epochs.append(visit(reader(workers)))
+        return 0  # bytes kept: a batch is gone when the next one comes
+
+    peak = peak_with_workers(epoch) if workers else peak_beyond_results(epoch)
+    benchmark.extra_info["peak_mib"] = round(peak, 1)
+    benchmark.pedantic(epoch, rounds=ROUNDS * (1 if decoded else 5), iterations=1)  # bytes take a tenth of a second
+    for visited in epochs:
+        check_whole(photographs, decoded, visited)
+    if benchmark.stats:
+        benchmark.extra_info["samples_per_s"] = round(len(photographs) / benchmark.stats.stats.median)
+
+
+def peak_with_workers(call: Callable[[], object]) -> float:
+    """MiB that a call and the processes it started held at most beyond what this one held before.
+
+    Proportional set sizes, looked at every few hundredths of a second: memory that processes share counts once.
+    """
+    gc.collect()
+    before = peak = held()
+    done = threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(INTERVAL):
+            peak = max(peak, held())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 1024
+
+
+def held() -> int:
+    """KiB of this process and its workers."""
+    return sum(proportional_kib(pid) for pid in [os.getpid(), *(c.pid for c in multiprocessing.active_children())])
+
+
+def proportional_kib(pid: int) -> int:
+    """Proportional set size of a process; 0 if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
