@@ -2,13 +2,14 @@
 
     make bench      or      BENCH_MAX_N=4096 python -m pytest benchmarks/bench_loss.py --benchmark-json out.json
 
-N images against N texts, D = 512, fp32, N = 1024 to 32,768 (BENCH_MAX_N bounds it): CLIP's problem and the Lorentz
-one, dense and spread over seven ranks (problems.py), the loss alone and with its gradients. The floor of a problem is
-the time of its products and nothing else: one for the loss, four with gradients (its recompute and both gradients).
+N images against N texts, D = 512, fp32, N = 1024 to 32,768 (BENCH_MAX_N bounds it): CLIP's problem and the
+Lorentz one, dense and spread over seven ranks (problems.py), the loss alone and with its gradients. The floor of a
+problem is the time of its products and nothing else: one for the loss, four with gradients (the logits again, and
+both gradients).
 
-Every row holds `floor_s`, the floor in seconds. Ours also say whether two runs were bitwise equal (`repeatable`), and
-up to N = 4096 the largest relative difference between one thread and two (`thread_difference`). A way that would
-take too long or too much memory is skipped, and the report says so.
+Every row holds `floor_s`, the floor in seconds. Ours also say whether two runs were bitwise equal (`repeatable`),
+and up to N = 4096 the largest relative difference between one thread and two (`thread_difference`). A way that
+would take too long or too much memory is skipped, and the report says so.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ OWN_WAYS: dict[str, Loss] = {
 }
 PEERS = {way.name: way for way in CPU_WAYS}
 
-# (N, N) fp32 matrices a way holds at its peak: measured at N = 4096, rounded up. And the largest N for which one call
-# stays within about twenty seconds on two cores, 16 GiB besides.
+# (N, N) fp32 matrices held at the peak, by the loss alone and with gradients: measured at N = 4096, rounded up.
 MATRICES = {
     ("torch eager", "euclidean"): (3, 4),
     ("torch eager", "lorentz"): (5, 9),
@@ -56,6 +56,7 @@ MATRICES = {
     ("torch masked", "euclidean"): (5, 7),
     ("torch masked", "lorentz"): (6, 12),
 }
+# The largest N, likewise, for which one call stays within about twenty seconds on two cores.
 LARGEST = {
     f"{OURS}, bf16": (16384, 16384),
     f"{OURS}, tiled": (8192, 8192),
@@ -177,17 +178,19 @@ def floor(mode: str, n: int, steps: str) -> float:
 
     The shape is chosen at N = 4096 where N is larger.
     """
-    blocks = products(mode, n)
-    if n <= 8192:
-        return min(best_of(multiply(blocks, STEPS[steps], tile), 2) for tile in TILES)
-    return best_of(multiply(blocks, STEPS[steps], best_tile(mode, STEPS[steps])), 1, warm_up=False)
+    count = STEPS[steps]
+    if n <= 4096:
+        return min(floor_of_tiles(mode, n, count).values())
+    at_4096 = floor_of_tiles(mode, 4096, count)
+    call = multiply(products(mode, n), count, min(at_4096, key=at_4096.__getitem__))
+    return best_of(call, 3) if n <= 8192 else best_of(call, 1, warm_up=False)
 
 
 @cache
-def best_tile(mode: str, count: int) -> tuple[int, int]:
-    """The quickest shape at N = 4096."""
-    blocks = products(mode, 4096)
-    return min(TILES, key=lambda tile: best_of(multiply(blocks, count, tile), 2))
+def floor_of_tiles(mode: str, n: int, count: int) -> dict[tuple[int, int], float]:
+    """Seconds of the products in each tile shape."""
+    blocks = products(mode, n)
+    return {tile: best_of(multiply(blocks, count, tile), 3) for tile in TILES}
 
 
 def products(mode: str, n: int) -> list[tuple[Tensor, Tensor]]:
