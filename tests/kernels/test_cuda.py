@@ -235,6 +235,25 @@ def test_strides_and_starts(device, way_taken, dtype, D, layout):
     check_gradient(got, *expected)
 
 
+@pytest.mark.parametrize("D", [500, 510])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_rows_that_start_aligned_but_end_within_16_bytes(device, way_taken, dtype, D):
+    """What lies between a row's end and the next row's start is neither taken nor written."""
+    wide = torch.full((5, 512), float("nan"), dtype=dtype, device=device)
+    v = wide[:, :D]
+    v.copy_(features(5, D, dtype, device))
+    way = 0 if D % (16 // dtype.itemsize) == 0 else 3
+    curv = torch.ones(1, device=device)
+    prepared = cuda.prepare(v, None, curv, HYPERBOLOID, dtype, 512, False)
+    way_taken(way)
+    check_prepared(prepared, v, None, 1.0, HYPERBOLOID, False)
+    dn, dr = (features(5, width, torch.float32, device, seed=2) for width in (512, 1))
+    got = cuda.to_inputs(v, None, dn, dr[:, 0].contiguous(), prepared.polar, curv, curv, HYPERBOLOID)
+    way_taken(way)
+    arange = torch.arange(5, device=device)
+    check_gradient(got, *exact_gradient(v, arange, dn[:, :D], dr[:, 0], 1.0, 1.0, HYPERBOLOID))
+
+
 @pytest.mark.parametrize(
     ("D", "width", "way"),
     [
@@ -296,6 +315,25 @@ def test_rows_taken_as_they_are_pass_every_16_bit_number(device, product):
     assert torch.equal(got.isnan(), v.isnan())
     assert torch.equal(got.signbit() | v.isnan(), v.signbit() | v.isnan())
     assert torch.equal(got.isinf(), v.to(wanted).isinf())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_gradients_are_rounded_to_the_nearest(device, dtype):
+    """Any bits of an fp32, and those between, at and beside what 16 bits hold: to even, to infinity, to zero."""
+    g = torch.Generator().manual_seed(0)
+    dn = torch.randint(-(2**31), 2**31, (64, 1024), generator=g).to(torch.int32).view(torch.float32)
+    held = torch.randint(-(2**15), 2**15, (16, 1024), generator=g).to(torch.int16).view(dtype).float()
+    up = torch.nextafter(held, torch.tensor(torch.inf))
+    step = torch.finfo(dtype).eps / 2 * held
+    edges = torch.tensor([65504.0, 65519.0, 65520.0, 65535.0, 2.0**-24, 2.0**-25, 2.0**-25 * 1.001, 2.0**-14])
+    dn = torch.cat([dn, held, up, held + step, -held - step, edges.repeat(1, 128)]).to(device)
+    rows, curv = len(dn), torch.ones(1, device=device)
+    v, polar = torch.zeros(rows, 1024, dtype=dtype, device=device), torch.zeros(rows, 6, device=device)
+    got = cuda.to_inputs(v, None, dn, polar[:, 0].contiguous(), polar, curv, curv, UNIT)
+    expected = dn.to(dtype)
+    assert torch.equal(got.isnan(), expected.isnan())
+    same = got.view(torch.int16) == expected.view(torch.int16)
+    assert (same | got.isnan()).all()
 
 
 @pytest.mark.parametrize("space", list(cuda.SPACES))
@@ -446,6 +484,15 @@ def tool(name):
     if not brought.is_file():
         pytest.skip(f"no {name}")
     return brought
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_library_loads_and_says_what_is_missing(built):
+    path, _ = built
+    x = torch.zeros(1, 8)
+    arguments = (0, None, x, 2, 8, 1, None, x, x, 2, x, 1, 8, 8, UNIT, False)
+    with pytest.raises(RuntimeError, match=r"bioclip_hc_prepare: CUDA error \d+, .*(driver|device)"):
+        cuda.call(cuda.load(path), "bioclip_hc_prepare", *arguments)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
