@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test lint bench gpu tune install clean aot
+.PHONY: demo demo-seeds test lint bench bench-check gpu tune install clean aot
 
 install: $(VENV)/.installed
 
@@ -28,16 +28,26 @@ lint: install            ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install           ## time and peak memory as ratios to peers, with a machine card
-	mkdir -p benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-json benchmarks/results/latest.json
-	$(BIN)/python benchmarks/compare.py benchmarks/results/latest.json
+$(VENV)/.bench-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $@
+
+# A part: make bench BENCH="-k topk"; smaller: BENCH_MAX_N=8192 make bench. Groups not measured stay as they were.
+BENCH ?=
+
+bench: $(VENV)/.bench-installed  ## time and peak memory as ratios to peers: results, docs/benchmarks.md, README's table
+	mkdir -p benchmarks/results && rm -f benchmarks/results/latest.json
+	$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json benchmarks/results/latest.json $(BENCH); \
+		status=$$?; $(BIN)/python benchmarks/compare.py benchmarks/results/latest.json && \
+		$(BIN)/python benchmarks/scaling.py --write && exit $$status
+
+bench-check: $(VENV)/.bench-installed  ## measure a part again: fails where a ratio is worse than the committed one
+	$(BIN)/python benchmarks/check.py
 
 # The next two install nothing: they take .venv where it is, else an environment that has torch, triton and pytest.
 GPU_PYTHON = PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 # A full run takes about ten minutes: make gpu BENCH="--minutes 5", then make gpu BENCH="--resume".
-BENCH ?=
 TUNE ?=
 
 gpu:                     ## on a machine with an NVIDIA GPU: the kernels' tests, their benchmarks, the table

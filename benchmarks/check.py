@@ -5,8 +5,8 @@
     python benchmarks/check.py --baseline FILE      with another machine's results
 
 Compared are ours over the group's base and over its floor, each of quickest rounds and within one run, never
-seconds; peak memory; and whether runs that repeated bitwise still do. Where something is worse everything is measured
-once more, and the better of both counts: a shared machine has bad minutes, a regression has only bad ones.
+seconds; peak memory; and whether runs that repeated bitwise still do. Where something is worse everything is
+measured once more, and the better of both counts: a shared machine has bad minutes, a regression has only bad ones.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ def report(record: Record, plots: list[str] | None = None) -> str:
     """docs/benchmarks.md: targets, every row, and what was not measured."""
     parts = [
         "# Benchmarks on a CPU",
-        "Written by `make bench`. Ratios are of medians within one run of a problem; memory is what a call held at its "
-        "peak beyond its inputs and results.",
+        "Written by `make bench`. Ratios are of medians within one run of a problem; memory is what a call held at "
+        "its peak beyond its inputs and results.",
         card_line(record.card),
         f"## Targets\n\nThe loss with its gradients, N = {N_OF_TARGETS}, D = 512, fp32.",
         target_table(record),
@@ -254,9 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         write(path, run)
         print(path, *notes, sep="\n")
     record = read(path)
-    print(headlines(record), target_table(record), sep="
-
-")
+    print(headlines(record), target_table(record), sep="\n\n")
     if not options.no_documents:
         publish(path)
 

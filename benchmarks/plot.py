@@ -1,7 +1,8 @@
-"""Draw a kernels' results file: python benchmarks/plot.py benchmarks/results/kernels-<GPU>.json
+"""Draw a results file: python benchmarks/plot.py benchmarks/results/kernels-<GPU>.json or cpu-<CPU>-<threads>t.json
 
-Time, time over ours and peak memory against the number of images, a column of panels for each objective, as PNG and
-SVG beside the file.
+Of a GPU's kernels: time, time over ours and peak memory against the number of images, a column of panels for each
+objective, as PNG and SVG beside the file. Of a CPU: the loss's time and peak memory against N with the exponents
+fitted to them, one PNG each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ mpl.use("Agg")
 from compare_kernels import OURS, median
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from records import Record, Row, read
+from scaling import curves, fit
 
 Value = Callable[[dict[str, Any], dict[str, Any]], float | None]  # of a row and of ours beside it
 PANELS = [(mode, geometry) for geometry in ("euclidean", "lorentz") for mode in ("dense", "sorted", "all_ranks")]
@@ -85,10 +88,58 @@ def draw_all(path: Path, dtype: str = "fp16") -> list[Path]:
     return paths
 
 
+# -- the loss on a CPU ----------------------------------------------------------------------------------------
+
+CPU_FIGURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+    "time": ("loss and gradients, s", lambda row: row.median),
+    "memory": ("peak memory beyond inputs and gradients, MiB", lambda row: row.peak_mib),
+}
+
+
+def draw_against_n(record: Record, label: str, value: Callable[[Row], float | None]) -> Figure:
+    """`value` of every way of the loss with its gradients against N, logarithmic, with the exponent of its fit."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), sharex=True, sharey=True)
+    panels = [(title, mode) for title in ("CLIP", "Lorentz") for mode in ("dense", "sorted")]
+    for axis, (title, mode) in zip(axes.flat, panels, strict=True):
+        for i, (way, points) in enumerate(curves(record, title, mode, "forward + backward", value).items()):
+            found = fit(points)
+            power = "" if found is None else f": N^{found.exponent:.2f}"
+            style = {"linewidth": 2.5, "color": "black"} if way == OURS else {"color": f"C{i}"}
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=way + power, **style)
+        axis.set_title(f"{title}, {mode}")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize="x-small")
+    for axis in axes[-1]:
+        axis.set_xlabel("N")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(label)
+    card = record.card
+    versions = f"torch {card['versions']['torch']}, {card['date']}"
+    figure.suptitle(f"{card['cpu']}, {card['threads']} threads, fp32, D = 512, {versions}")
+    figure.tight_layout()
+    return figure
+
+
+def draw_record(path: Path) -> list[Path]:
+    """Both figures of a CPU's results file, as PNG beside it; returns their paths."""
+    record = read(path)
+    paths = []
+    for name, (label, value) in CPU_FIGURES.items():
+        figure = draw_against_n(record, label, value)
+        paths.append(path.with_name(f"{path.stem}-{name}.png"))
+        figure.savefig(paths[-1], dpi=90)
+        plt.close(figure)
+    return paths
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--dtype", default="fp16")
     options = parser.parse_args()
-    for drawn in draw_all(options.file, options.dtype):
+    of_a_cpu = options.file.name.startswith("cpu-")
+    for drawn in draw_record(options.file) if of_a_cpu else draw_all(options.file, options.dtype):
         print(drawn)
