@@ -22,6 +22,11 @@ class Tile:
     stages: int  # depth of the software pipeline
     per_sm: int = 1  # programs resident on one multiprocessor
 
+    @property
+    def registers(self) -> int:
+        """How many registers a thread may have. Unasked, the assembler may spill some to fit one program more."""
+        return min(255, 65536 // (32 * self.warps * self.per_sm) // 8 * 8)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -43,16 +48,15 @@ class Config:
 
 _16 = Tile(128, 128, 64, 8, 3)
 _TF32 = Tile(128, 128, 32, 8, 3)
-_IEEE = Tile(64, 64, 16, 8, 2, 2)
-_IEEE80 = Tile(32, 32, 16, 4, 2, 4)
+_IEEE = Tile(64, 64, 16, 8, 2)
 
 TABLE: dict[tuple[int, str, str], Config] = {
     (80, "16", "euclidean"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (80, "16", "lorentz"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (80, "tf32", "euclidean"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3), _TF32),
     (80, "tf32", "lorentz"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3), _TF32),
-    (80, "ieee", "euclidean"): Config(_IEEE80, _IEEE, _IEEE),
-    (80, "ieee", "lorentz"): Config(_IEEE80, _IEEE, _IEEE),
+    (80, "ieee", "euclidean"): Config(_IEEE, _IEEE, _IEEE),
+    (80, "ieee", "lorentz"): Config(_IEEE, _IEEE, _IEEE),
     (90, "16", "euclidean"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (90, "16", "lorentz"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (90, "tf32", "euclidean"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3), _TF32),

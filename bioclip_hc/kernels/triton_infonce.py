@@ -39,6 +39,7 @@ from bioclip_hc.kernels.triton_tiles import (
     TANGENT,
     UNIT,
     Side,
+    at_least_zero,
     cosh_minus_one,
     dot,
     log2_stretch,
@@ -51,7 +52,9 @@ from bioclip_hc.kernels.triton_tiles import (
 # TARGETS of the kernels
 MULTI_POSITIVE, DIAGONAL, MASK_OUT = (tl.constexpr(i) for i in range(3))
 TARGETS = {"multi_positive": 0, "diagonal": 1, "mask_out": 2}
-LEAST_SUM = tl.constexpr(2.0**-60)  # what underflowed beside a sum of at least this is no part of its fp32 digits
+# what underflowed beside a sum of at least this, from each of 256 rows, is no part of its fp32 digits
+LEAST_SUM = tl.constexpr(2.0**-92)
+LARGEST_SHIFT = tl.constexpr(1024.0)  # of a text; beyond, logits would lose digits to it
 U_FLOOR = tl.constexpr(u_floor(torch.float32))
 TINY = tl.constexpr(1e-30)
 
@@ -133,7 +136,8 @@ def forward(
         _forward_kernel[(programs,)](
             p.x.n, p.y.n, p.x.polar, p.y.polar, p.factor if p.bias is None else p.bias, p.factor,
             p.plan.row_order, p.plan.row_code, p.plan.row_own, p.plan.rows, p.plan.col_start, p.plan.col_code,
-            row_share, col_share, M, N, R, first, stripe, row_share.shape[1], CHUNK=chunk, **p.constants(tile),
+            row_share, col_share, M, N, R, first, stripe, row_share.shape[1], CHUNK=chunk, maxnreg=tile.registers,
+            **p.constants(tile),
         )  # fmt: skip
         _add_columns_kernel[(triton.cdiv(N, 128),)](
             col_share, col_lse, col_pos, p.plan.col_order, p.plan.col_start, p.plan.rows, M, N, R, first, stripe,
@@ -186,10 +190,15 @@ def _rows_of_tile(row_order, row_code, row_own, rank, row, images, M, N):
 
 
 @triton.jit
-def _may_hold_positives(code, column_code, N):
-    """Whether codes of a tile's rows and columns overlap; both are sorted but for their -1 and -2."""
-    first, last = tl.min(tl.where(code >= 0, code, N)), tl.max(code)
-    return (first <= tl.max(column_code)) & (last >= tl.min(tl.where(column_code >= 0, column_code, N)))
+def _code_range(code, N):
+    """The least and the largest code of a tile's rows; N and -1 where none has one."""
+    return tl.min(tl.where(code >= 0, code, N)), tl.max(code)
+
+
+@triton.jit
+def _may_hold_positives(least, largest, col_code, first, last):
+    """Whether codes of a tile's rows overlap with those of its columns first to last, which are sorted."""
+    return (least <= tl.load(col_code + last)) & (largest >= tl.load(col_code + first))
 
 
 @triton.jit
@@ -233,6 +242,8 @@ def _forward_kernel(
         valid_row, image, code, own = _rows_of_tile(
             row_order, row_code, row_own, rank, row, _of(images, r, rank), M, N
         )
+        least, largest = _code_range(code, N)
+        outside = tl.where(valid_row, 0.0, MASKED)
         start = tl.load(col_start + rank)
         end = tl.load(col_start + rank + 1)
         top = tl.full((ROWS,), MASKED, tl.float32)
@@ -245,34 +256,39 @@ def _forward_kernel(
             col = tl.where(valid, column, start)
             S = product(x, y, image, col, WIDTH, ROWS, COLS, DEPTH, PRECISION, INTERPRET)
             l = tile_logits(S, x_polar, y_polar, image, col, factor, LORENTZ)
-            column_code = tl.load(col_code + col, valid, -2)
-            col_positives = tl.zeros((COLS,), tl.float32)
-            if _may_hold_positives(code, column_code, N):
-                chosen = tl.where(_positive(code, own, column_code, column, TARGETS), l, 0.0)
-                positives += tl.sum(chosen, 1)
-                col_positives += tl.sum(chosen, 0)
             if BIASED:
                 shift = tl.where(valid, tl.load(bias + col), MASKED)
             else:
                 shift = tl.where(valid, 0.0, MASKED)
             in_rows = l + shift[None, :]
-            if TARGETS == MASK_OUT:
-                row_out, col_out = _left_out(code, own, column_code, column)
-                in_rows = tl.where(row_out, MASKED, in_rows)
+            col_positives = tl.zeros((COLS,), tl.float32)
+            own_lse = tl.zeros((COLS,), tl.float32)
+            near = _may_hold_positives(least, largest, col_code, left, tl.minimum(left + COLS, end) - 1)
+            if near:
+                column_code = tl.load(col_code + col, valid, -2)
+                chosen = tl.where(_positive(code, own, column_code, column, TARGETS), l, 0.0)
+                positives += tl.sum(chosen, 1)
+                col_positives += tl.sum(chosen, 0)
+                if TARGETS == MASK_OUT:
+                    row_out, col_out = _left_out(code, own, column_code, column)
+                    in_rows = tl.where(row_out, MASKED, in_rows)
+                    own_lse = _column_lse(tl.where(col_out, MASKED, l + outside[:, None]))
             higher = tl.maximum(top, tl.max(in_rows, 1))
             e = tl.exp2(in_rows - higher[:, None])
             total = total * tl.exp2(top - higher) + tl.sum(e, 1)
             top = higher
-            outside = tl.where(valid_row, 0.0, MASKED)
-            if TARGETS == MASK_OUT:
-                lse = _column_lse(tl.where(col_out, MASKED, l + outside[:, None]))
-            else:
-                # the rows' exponentials serve the columns too, lifted to the highest row's maximum
-                ceiling = tl.max(top + outside)
-                sums = tl.sum(e * tl.exp2(top + outside - ceiling)[:, None], 0)
-                lse = ceiling - shift + tl.log2(tl.maximum(sums, LEAST_SUM))
-                if tl.min(tl.where(valid, sums, 1.0)) < LEAST_SUM:  # a column far below its rows: its own maximum
-                    lse = _column_lse((l if BIASED else in_rows) + outside[:, None])
+            # the rows' exponentials serve the columns too, brought under the highest row's maximum
+            ceiling = tl.max(top + outside)
+            sums = tl.sum(e * tl.exp2(top + outside - ceiling)[:, None], 0)
+            lse = ceiling - shift + tl.log2(tl.where(sums < LEAST_SUM, LEAST_SUM, sums))
+            apart = tl.min(tl.where(valid, sums, 1.0)) < LEAST_SUM  # a column far below its rows
+            if BIASED:
+                apart |= tl.max(tl.where(valid, tl.abs(shift), 0.0)) > LARGEST_SHIFT
+            if TARGETS == MASK_OUT:  # near, columns leave out other pairs than rows
+                lse = tl.where(near, own_lse, lse)
+                apart &= near == 0
+            if apart:  # rare: the columns' own maxima
+                lse = _column_lse((l if BIASED else in_rows) + outside[:, None])
             out = col_share + slot.to(tl.int64) * N + column
             tl.store(out, lse, valid)
             tl.store(out + stripe.to(tl.int64) * N, col_positives, valid)
@@ -514,15 +530,20 @@ def _recompute_kernel(
         # a place without image or text shows another's logits, which nothing bounds: its exponential is put at 0
         in_rows = l - tl.load(row_lse + pool, valid_row, -MASKED)[:, None] + tl.where(valid, shift, MASKED)[None, :]
         in_cols = l - tl.load(col_lse + col, valid, -MASKED)[None, :] + tl.where(valid_row, 0.0, MASKED)[:, None]
-        if TARGETS == MASK_OUT:
-            column_code = tl.load(col_code + col, valid, -2)
-            row_out, col_out = _left_out(code, own, column_code, column)
-            in_rows = tl.where(row_out, MASKED, in_rows)
-            in_cols = tl.where(col_out, MASKED, in_cols)
+        least, largest = _code_range(code, N)
+        near = _may_hold_positives(
+            least, largest, col_code, start + j * COLS, start + tl.minimum((j + 1) * COLS, texts) - 1
+        )
+        if TARGETS == MASK_OUT:  # noqa: SIM102  (the one is decided when compiling, the other on the device)
+            if near:
+                column_code = tl.load(col_code + col, valid, -2)
+                row_out, col_out = _left_out(code, own, column_code, column)
+                in_rows = tl.where(row_out, MASKED, in_rows)
+                in_cols = tl.where(col_out, MASKED, in_cols)
         W = tl.exp2(in_rows) * tl.load(row_push + pool, valid_row, 0.0)[:, None]
         W += tl.exp2(in_cols) * tl.load(col_push + col, valid, 0.0)[None, :]
-        column_code = tl.load(col_code + col, valid, -2)
-        if _may_hold_positives(code, column_code, N):
+        if near:
+            column_code = tl.load(col_code + col, valid, -2)
             pull = tl.load(row_pull + image.to(tl.int64) * R + rank)[:, None] + tl.load(col_pull + col)[None, :]
             W -= tl.where(_positive(code, own, column_code, column, TARGETS), pull, 0.0)
         tl.store(total + slot, tl.load(total + slot) + tl.sum(W * l))
@@ -534,7 +555,7 @@ def _recompute_kernel(
             ys, ya, yb, yh = polar_scalars(y_polar, col)
             ss = xs[:, None] * ys[None, :]
             t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
-            u = tl.maximum(0.5 * t * t + ss * gap, 0.0)
+            u = at_least_zero(0.5 * t * t + ss * gap)
             q = tl.where(u <= ss * U_FLOOR, 0.0, W * tl.rsqrt(tl.maximum(u, TINY) * (u + 2.0)))
             # dL/dr_i is the sum of q (sinh(r_i - r_j) + cosh(r_i) s_j gap), up to a factor
             sinh = 0.5 * t * (xa[:, None] * yb[None, :] + xb[:, None] * ya[None, :])

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bioclip_hc.kernels.backends import interpreting
-from bioclip_hc.kernels.configs import INNER, tile_for
+from bioclip_hc.kernels.configs import INNER, Tile, tile_for
 from bioclip_hc.kernels.reference import MAX_RADIUS
 from bioclip_hc.kernels.triton_tiles import (
     FIELDS,
@@ -71,14 +71,14 @@ def _depth(D: int) -> int:
     return min(512, triton.next_power_of_2(D))
 
 
-def lorentz_inner(x: Tensor, y: Tensor, curv: Tensor) -> Tensor:
-    """(M, N) fp32 inner products of x (M, D) and y (N, D), curv () fp32."""
+def lorentz_inner(x: Tensor, y: Tensor, curv: Tensor, tile: Tile | None = None) -> Tensor:
+    """(M, N) fp32 inner products of x (M, D) and y (N, D), curv () fp32. tile: instead of the table's."""
     out = x.new_empty((len(x), len(y)), dtype=torch.float32)
     if not out.numel():
         return out
     dtype = product_dtype(x, y, "euclidean", "unit")
     tf32 = takes_tf32(dtype)
-    tile = tile_for(INNER, x.device, dtype, tf32)
+    tile = tile or tile_for(INNER, x.device, dtype, tf32)
     width = padded(x.shape[1], tile.depth)
     # as they are, but rounded to what is multiplied: times of other points than the product's would not cancel it
     a, b = (prepare(p, None, curv, SPACES["unit"], dtype, width, tf32) for p in (x, y))

@@ -215,7 +215,13 @@ def unlikeness(S, xh, yh):
 def cosh_minus_one(gap, xs, xa, xb, ys, ya, yb):
     """u of a tile of `unlikeness`; 1-D scalars of its rows and of its columns."""
     t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
-    return tl.maximum(0.5 * t * t + (xs[:, None] * ys[None, :]) * gap, 0.0)
+    return at_least_zero(0.5 * t * t + (xs[:, None] * ys[None, :]) * gap)
+
+
+@triton.jit
+def at_least_zero(u):
+    """max(u, 0), and NaN of NaN, where a GPU's maximum would say 0 and make a broken row everyone's nearest."""
+    return tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -52,14 +52,15 @@ def rank_topk(
     k: int,
     ranks: int,
     candidates: tuple[Tensor, Tensor] | None,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """score (M, R, k) fp32, -inf padded, and index (M, R, k) int64, -1 padded."""
+    """score (M, R, k) fp32, -inf padded, and index (M, R, k) int64, -1 padded. tile: instead of the table's."""
     M, N = len(image), len(text)
     if not (M and N and ranks):
         return _padded(image.new_empty((M, ranks, 0), dtype=torch.float32), text_rank.new_empty(M, ranks, 0), k)
     dtype = product_dtype(image, text, geometry, space)
     tf32 = takes_tf32(dtype)
-    tile = tile_for(TOPK, image.device, dtype, tf32)
+    tile = tile or tile_for(TOPK, image.device, dtype, tf32)
     width = padded(image.shape[1], tile.depth if candidates is None else LIST_DEPTH)
     code = space_code(geometry, space)
     x = prepare(image, None, curv, code, dtype, width, tf32)

@@ -143,12 +143,48 @@ def test_panels_stripes_and_chunks_may_cut_anywhere(monkeypatch, geometry, cut):
     compare(arguments, 5e-5, 1e-5, geometry=geometry)
 
 
-def test_a_text_that_stands_for_none_is_no_negative():
-    """A bias of -1e30 removes a text from the images' denominators; its column stays finite."""
-    arguments, _, bias = problem(40, 60)
-    bias[::3] = -1e30
-    arguments[4][::3] += 500  # no image has their taxa
-    compare(arguments, 5e-5, 1e-5, text_bias=bias)
+@pytest.mark.parametrize("low", [-1e30, -3e3])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("targets", ["multi_positive", "mask_out"])
+def test_a_text_that_stands_for_none_is_no_negative(targets, together, low):
+    """A bias that low removes a text from the images' denominators. Its own column keeps its digits, even in a tile
+    that has only such texts."""
+    arguments, pair, bias = problem(40, 160, R=1)
+    out = torch.arange(160, device=DEVICE) % 2 == 0
+    bias[out] = low
+    if together:  # no image has their taxa, which come last
+        arguments[4][out] += 500
+        pair[(pair >= 0) & out[pair]] = -1
+    compare(arguments, 5e-5, 1e-5, text_bias=bias, targets=targets, pair=pair)
+
+
+@pytest.mark.parametrize("targets", ["multi_positive", "diagonal", "mask_out"])
+def test_images_of_one_taxon_among_them_zeros(targets):
+    arguments, _, _ = problem(40, 50, D=16, R=1)
+    arguments[2][:], arguments[4][:] = 5, torch.arange(50, device=DEVICE) % 10
+    arguments[0][::4], arguments[1][::3] = 0, 0
+    compare(arguments, 5e-5, 1e-5, targets=targets, pair=5 + 10 * (torch.arange(40, device=DEVICE) % 4))
+
+
+@pytest.mark.parametrize(("geometry", "space"), SPACES)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_broken_feature_shows_where_it_counts_and_nowhere_else(geometry, space, side):
+    """NaN, and not a logit of 0, which would be the nearest of all in Lorentz space."""
+    arguments, _, _ = problem(40, 50)
+    rank = arguments[3]
+    arguments[2][:], arguments[4][:] = torch.tensor([5, 1005]), 5 + 1000 * rank
+    arguments[side][3, 7] = torch.nan
+    got = results(arguments, "triton", geometry=geometry, space=space)
+    images, texts = (got[name].isnan().cpu() for name in NAMES[:2])
+    if side == 0:  # its own rows, and every text it is compared with
+        assert texts.all()
+        assert images[3].all()
+        assert images.sum() == 2
+    else:
+        here = (rank == rank[3]).cpu()
+        assert images[:, rank[3]].all()
+        assert images.sum() == 40
+        assert texts.tolist() == (here & (torch.arange(50) == 3)).tolist()
 
 
 @pytest.mark.parametrize("targets", ["multi_positive", "mask_out"])
