@@ -92,7 +92,7 @@ ROWS_FN Half narrow<Half>(float x) {
     uint32_t half;
     if (size > 0x7f800000u) {
         half = 0x7e00u;
-    } else if (size >= 0x477ff000u) {  // from 65520 on
+    } else if (size >= 0x47800000u) {  // from 2^16 on; from 65520 on rounding makes it infinity
         half = 0x7c00u;
     } else if (size < 0x38800000u) {  // under 2^-14: added to 1/2, the last place of the sum is fp16's least step
         half = bits_of(float_of(size) + 0.5f) - 0x3f000000u;

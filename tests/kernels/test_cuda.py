@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bioclip_hc.kernels import cuda, reference
+from bioclip_hc.kernels import cuda, level_infonce, reference
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
 UNIT, SPHERE, TANGENT, HYPERBOLOID = cuda.SPACES
@@ -324,9 +324,9 @@ def test_16_bit_gradients_are_rounded_to_the_nearest(device, dtype):
     dn = torch.randint(-(2**31), 2**31, (64, 1024), generator=g).to(torch.int32).view(torch.float32)
     held = torch.randint(-(2**15), 2**15, (16, 1024), generator=g).to(torch.int16).view(dtype).float()
     up = torch.nextafter(held, torch.tensor(torch.inf))
-    step = torch.finfo(dtype).eps / 2 * held
+    ties = (held.view(torch.int32) + (0x1000 if dtype == torch.float16 else 0x8000)).view(torch.float32)
     edges = torch.tensor([65504.0, 65519.0, 65520.0, 65535.0, 2.0**-24, 2.0**-25, 2.0**-25 * 1.001, 2.0**-14])
-    dn = torch.cat([dn, held, up, held + step, -held - step, edges.repeat(1, 128)]).to(device)
+    dn = torch.cat([dn, held, up, ties, edges.repeat(1, 128)]).to(device)
     rows, curv = len(dn), torch.ones(1, device=device)
     v, polar = torch.zeros(rows, 1024, dtype=dtype, device=device), torch.zeros(rows, 6, device=device)
     got = cuda.to_inputs(v, None, dn, polar[:, 0].contiguous(), polar, curv, curv, UNIT)
@@ -365,6 +365,46 @@ def test_the_triton_twin_of_the_gradients_agrees(device, dtype, space):
         twin = infonce._to_inputs(v, order, dn, dr[:, 0].contiguous(), side, factor, curv, space)
         got = cuda.to_inputs(v, order, dn, dr[:, 0].contiguous(), side.polar, factor, curv, space)
         assert (got - twin).double().norm() <= (torch.finfo(dtype).eps + 8 * EPS) * twin.double().norm()
+
+
+@pytest.mark.parametrize(
+    ("geometry", "space"),
+    [("lorentz", "tangent"), ("lorentz", "hyperboloid"), ("euclidean", "tangent"), ("euclidean", "unit")],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_level_infonce_starts_and_ends_with_these_rows(device, monkeypatch, dtype, geometry, space):
+    """Values and gradients against the reference, with Triton's kernels between `prepare` and `to_inputs`."""
+    infonce = pytest.importorskip("bioclip_hc.kernels.triton_infonce")
+    called = Counter()
+
+    def prepare(*arguments):
+        called["prepare"] += 1
+        return infonce.Side(*cuda.prepare(*arguments))
+
+    def to_inputs(v, order, dn, dr, side, factor, curv, space):
+        called["to_inputs"] += 1
+        return cuda.to_inputs(v, order, dn, dr, side.polar, factor, curv, space)
+
+    monkeypatch.setattr(infonce.tiles, "prepare", prepare)
+    monkeypatch.setattr(infonce, "_to_inputs", to_inputs)
+    g = torch.Generator().manual_seed(0)
+    taxa = torch.randint(-1, 12, (40, 2), generator=g).to(device)
+    rank, taxon = (torch.randint(0, high, (50,), generator=g).to(device) for high in (2, 12))
+    results = {}
+    for backend, work in (("triton", dtype), ("reference", torch.float64)):
+        x, y = (features(rows, 40, dtype, device, seed=rows).to(work).requires_grad_() for rows in (40, 50))
+        scalars = [
+            torch.tensor([value], device=device, dtype=work if work == torch.float64 else torch.float32)
+            for value in (5.0, 0.7)
+        ]
+        scalars = [scalar.requires_grad_() for scalar in scalars]
+        nll = level_infonce(x, y, taxa, rank, taxon, *scalars, geometry=geometry, space=space, backend=backend)
+        loss = nll[0].sum() + nll[1].sum()
+        results[backend] = [*nll, *torch.autograd.grad(loss, [x, y, *scalars], materialize_grads=True)]
+    assert called == {"prepare": 4, "to_inputs": 2}
+    tolerance = 1e-2 if dtype == torch.float16 else 2e-5
+    for got, expected in zip(results["triton"], results["reference"], strict=True):
+        assert (got.double() - expected).norm() <= tolerance * (1 + expected.norm())
 
 
 def test_no_rows(device):
