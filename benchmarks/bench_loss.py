@@ -15,7 +15,7 @@ would take too long or too much memory is skipped, and the report says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -89,22 +89,25 @@ class Case(NamedTuple):
         return self.way in OWN_WAYS
 
 
-def cases() -> Iterator[Any]:
+def cases() -> list[Case]:
     """Every case up to MAX_N, those of one problem beside each other."""
-    for n in SIZES:
-        for mode in MODES:
-            for geometry in GEOMETRIES:
-                peers = [way.name for way in CPU_WAYS if way.applies(mode, geometry)]
-                for steps in STEPS:
-                    for way in (*OWN_WAYS, *peers) if n <= MAX_N else ():
-                        case = Case(n, mode, geometry, steps, way)
-                        checked = n == CHECKED_N and steps != "forward" and way in (OURS, BASES[mode])
-                        yield pytest.param(
-                            case, id=f"{case.group}, {way}", marks=[pytest.mark.check] if checked else []
-                        )
+    return [
+        Case(n, mode, geometry, steps, way)
+        for n in SIZES
+        if n <= MAX_N
+        for mode in MODES
+        for geometry in GEOMETRIES
+        for steps in STEPS
+        for way in (*OWN_WAYS, *(way.name for way in CPU_WAYS if way.applies(mode, geometry)))
+    ]
 
 
-@pytest.mark.parametrize("case", list(cases()))
+def in_check(case: Case) -> bool:
+    """What make bench-check measures again: ours and its base."""
+    return case.n == CHECKED_N and case.steps != "forward" and case.way in (OURS, BASES[case.mode])
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.group}, {case.way}")
 def test_loss(benchmark: Any, case: Case) -> None:
     """Time and peak memory beyond inputs and results of one way."""
     name(benchmark, case.group, case.way, base=case.way == BASES[case.mode])

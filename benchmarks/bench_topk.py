@@ -129,20 +129,21 @@ def call_of(way: str, s: Search, k: int, lists: bool) -> Call:
 # -- the benchmark --------------------------------------------------------------------------------------------
 
 
-def cases() -> list[Any]:
+def cases() -> list[tuple[str, int, int, bool, str]]:
     """Geometry, N, k, lists and way, those of one group beside each other."""
     return [
-        pytest.param(
-            geometry, n, k, lists, way,
-            id=f"{group_of(geometry, n, k, lists)}, {way}",
-            marks=[pytest.mark.check] if n == CHECKED_N and k == 1 and way != DENSE else [],
-        )
+        (geometry, n, k, lists, way)
         for geometry in GEOMETRIES
         for n in SIZES
         for lists in (False, True)
         for k in ((1, 5) if n == SIZES[-1] else (1,))
         for way in (PRODUCTS, OURS, DENSE)
-    ]  # fmt: skip
+    ]
+
+
+def in_check(n: int, k: int, way: str, **_: Any) -> bool:
+    """What make bench-check measures again: ours and the products."""
+    return n == CHECKED_N and k == 1 and way != DENSE
 
 
 def group_of(geometry: str, n: int, k: int, lists: bool) -> str:

@@ -1,6 +1,6 @@
 """make bench-check: measure a few problems again, and fail by name where a ratio is worse than the committed one.
 
-    python benchmarks/check.py                      run the benchmarks marked `check` (two minutes), compare
+    python benchmarks/check.py                      run what the suites' in_check() names (two minutes), compare
     python benchmarks/check.py RUN.json             compare a run that is there
     python benchmarks/check.py --baseline FILE      with another machine's results
 
@@ -87,17 +87,17 @@ def failures(run: Record) -> list[str]:
 
 
 def measure() -> Record:
-    """Run the benchmarks that are marked `check`.
+    """Run the benchmarks that the suites name.
 
     Raises:
         SystemExit: nothing was measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
-        command = [sys.executable, "-m", "pytest", str(HERE), "-m", "check", "--benchmark-quiet"]
+        command = [sys.executable, "-m", "pytest", str(HERE), "--in-check", "--benchmark-quiet"]
         subprocess.run([*command, "--benchmark-json", str(path)], check=False, cwd=HERE.parent)
         if not path.exists():
-            raise SystemExit("the benchmarks measured nothing; run pytest benchmarks -m check to see why")
+            raise SystemExit("the benchmarks measured nothing; run pytest benchmarks --in-check to see why")
         return from_pytest(json.loads(path.read_text(encoding="utf-8")))
 
 

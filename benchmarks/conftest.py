@@ -17,9 +17,25 @@ import torch
 NOT_MEASURED = pytest.StashKey[list[dict[str, str]]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--in-check", action="store_true", help="only what a suite's in_check() names: make bench-check"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "check: measured again by make bench-check")
     config.stash[NOT_MEASURED] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under --in-check keep the cases for which their suite's `in_check`, called with their parameters, is true."""
+    if config.getoption("--in-check", default=False):
+        items[:] = [item for item in items if _in_check(item)]
+
+
+def _in_check(item: Any) -> bool:
+    says = getattr(item.module, "in_check", None)
+    return says is not None and hasattr(item, "callspec") and says(**item.callspec.params)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -104,38 +104,62 @@ def test_a_benchmark_must_say_what_it_measures_once():
         records.from_pytest(content)
 
 
-def test_the_suites_own_run_is_readable(tmp_path):
-    """A real run of the smallest kind: hooks, skips and failures arrive in the file."""
-    suite = tmp_path / "bench_try.py"
-    (tmp_path / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
-    suite.write_text(
-        "import pytest, torch\nfrom recording import name, record\n"
-        "def test_measured(benchmark):\n"
-        "    name(benchmark, 'g', 'bioclip_hc', base=True)\n"
-        "    first, last = record(benchmark, lambda: (torch.ones(1 << 23),), 2)\n"
-        "    assert torch.equal(first[0], last[0])\n"
-        "def test_once(benchmark):\n"
-        "    name(benchmark, 'g', 'once')\n"
-        "    first, last = record(benchmark, lambda: (torch.ones(2),), 0)\n"
-        "    assert first is last\n"
-        "def test_skipped(benchmark):\n    name(benchmark, 'g', 'slow')\n    pytest.skip('too slow')\n"
-        "def test_failed(benchmark):\n    name(benchmark, 'g', 'broken')\n    assert False, 'wrong'\n"
-    )
-    code = (
-        "import sys, probe, pytest; probe.rates = lambda: {'special_g_s': 1.0}\n"
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--rootdir', '.', '-c', '/dev/null',"
-        " 'bench_try.py', '--benchmark-json', 'run.json']))"
-    )
+SUITE = """
+import pytest, torch
+from recording import name, record
+
+def test_measured(benchmark):
+    name(benchmark, "g", "bioclip_hc", base=True)
+    first, last = record(benchmark, lambda: (torch.ones(1 << 23),), 2)
+    assert torch.equal(first[0], last[0])
+
+def test_once(benchmark):
+    name(benchmark, "g", "once")
+    first, last = record(benchmark, lambda: (torch.ones(2),), 0)
+    assert first is last
+
+def test_skipped(benchmark):
+    name(benchmark, "g", "slow")
+    pytest.skip("too slow")
+
+def test_failed(benchmark):
+    name(benchmark, "g", "broken")
+    assert False, "wrong"
+
+def in_check(x):
+    return x == 2
+
+@pytest.mark.parametrize("x", [1, 2])
+def test_named(benchmark, x):
+    name(benchmark, f"x = {x}", "bioclip_hc")
+    record(benchmark, lambda: (), 1)
+"""
+
+
+def run_suite(folder, *options):
+    """A run of that suite under the benchmarks' own conftest, without the probe; what is kept of it."""
+    (folder / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
+    (folder / "bench_try.py").write_text(SUITE)
+    arguments = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", "bench_try.py", *options]
+    arguments += ["--benchmark-json", "run.json"]
+    code = f"import sys, probe, pytest; probe.rates = lambda: {{}}; sys.exit(pytest.main({arguments}))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 1, run.stdout + run.stderr
-    record = records.from_pytest(json.loads((tmp_path / "run.json").read_text()))
-    assert {row.way: (row.base, row.rounds) for row in record.rows} == {OURS: (True, 2), "once": (False, 1)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (folder / "run.json").exists(), run.stdout + run.stderr
+    return records.from_pytest(json.loads((folder / "run.json").read_text()))
+
+
+def test_a_run_says_what_it_measured_and_what_not(tmp_path):
+    record = run_suite(tmp_path)
+    group = record.group(("try", "g"))
+    assert {row.way: (row.base, row.rounds) for row in group.values()} == {OURS: (True, 2), "once": (False, 1)}
     assert record.missing_of(("try", "g")) == {"slow": "too slow", "broken": "failed: AssertionError: wrong"}
     assert check.failures(record) == ["FAILED: try: g: broken: failed: AssertionError: wrong"]
-    assert record.rows[0].peak_mib < 24  # the result itself, 32 MiB, does not count
+    assert group[OURS].peak_mib < 24  # the result itself, 32 MiB, does not count
+
+
+def test_the_check_measures_what_a_suite_names(tmp_path):
+    assert run_suite(tmp_path, "--in-check").problems() == [("try", "x = 2")]
 
 
 # -- merging

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,14 @@ bench_kernels, compare_kernels, machine, peers, problems, timing, tune = map(
     importlib.import_module,
     ("bench_kernels", "compare_kernels", "machine", "peers", "problems", "timing", "tune"),
 )
+bench_loss, bench_maps, bench_topk = map(importlib.import_module, ("bench_loss", "bench_maps", "bench_topk"))
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OBJECTIVES = [(mode, geometry) for mode in problems.MODES for geometry in problems.GEOMETRIES]
 PLAIN = [  # ways that also run in float64, without kernels of their own
     (way, mode, geometry)
-    for way in peers.WAYS
+    for way in dict.fromkeys(peers.WAYS + peers.CPU_WAYS)
     for mode, geometry in OBJECTIVES
     if way.name not in (peers.OURS, "inf-cl", "liger") and way.applies(mode, geometry)
 ]
@@ -50,7 +52,9 @@ def test_a_peer_computes_the_same_loss(monkeypatch, way, mode, geometry):
     if way.name == "open_clip":
         pytest.importorskip("open_clip")
     # what is traced is tested here, not the code that inductor makes of it
-    monkeypatch.setattr(peers, "_compiled_eager", lambda: torch.compile(peers.eager, backend="eager"))
+    for name in ("_compiled_eager", "_compiled_for_all_sizes"):
+        monkeypatch.setattr(peers, name, lambda: torch.compile(peers.eager, backend="eager"))
+    monkeypatch.setattr(peers._Blocks, "SIDE", 16)  # several blocks, the last one smaller
     p = problems.make_problem(mode, geometry, 40, 16, torch.float64, DEVICE)
     assert max(relative_errors(p, way.loss)) < 1e-9
 
@@ -80,6 +84,132 @@ def test_the_wrapper_of_inf_cl_takes_both_directions(monkeypatch):
     sys.modules["inf_cl"].cal_inf_loss = cal_inf_loss
     p = problems.make_problem("dense", "euclidean", 40, 24, torch.float64, DEVICE)
     assert max(relative_errors(p, peers.inf_cl)) < 1e-9
+
+
+# -- the CPU suites
+
+CASES = bench_loss.cases()
+
+
+@pytest.mark.parametrize(("mode", "geometry"), [(m, g) for m, g in OBJECTIVES if m in bench_loss.MODES])
+@pytest.mark.parametrize("way", bench_loss.OWN_WAYS)
+def test_our_ways_compute_the_loss(way, mode, geometry):
+    dtype, tolerance = (torch.bfloat16, 2e-2) if way.endswith("bf16") else (torch.float32, 1e-4)
+    p = problems.make_problem(mode, geometry, 70, 32, dtype, torch.device("cpu"))
+    assert max(relative_errors(p, bench_loss.OWN_WAYS[way])) < tolerance
+
+
+def test_every_problem_of_the_loss_has_ours_its_base_and_sizes_to_32k():
+    ways = {}
+    for case in CASES:
+        ways.setdefault(case.group, []).append(case)
+    assert {case.n for case in CASES} == {1024, 2048, 4096, 8192, 16384, 32768}
+    assert len(ways) == 6 * 2 * 2 * 2
+    for cases in ways.values():
+        names = [case.way for case in cases]
+        assert len(set(names)) == len(names)
+        assert names.count(peers.OURS) == names.count(bench_loss.BASES[cases[0].mode]) == 1
+
+
+def test_ours_runs_everywhere_and_what_is_left_out_says_why():
+    reasons = {case: bench_loss.why_not(case) for case in CASES}
+    assert all(reason is None for case, reason in reasons.items() if case.way == peers.OURS)
+    assert all("NVIDIA GPU" in reason for case, reason in reasons.items() if case.way == "inf-cl")
+    assert all(reason is None for case, reason in reasons.items() if case.n <= 4096 and case.way != "inf-cl")
+
+    def eager(n, steps):
+        return reasons[bench_loss.Case(n, "dense", "euclidean", steps, "torch eager")]
+
+    assert eager(32768, "forward") is None  # 12 GiB
+    assert eager(16384, "forward + backward") is None
+    assert eager(32768, "forward + backward") is not None
+    meru = bench_loss.Case(32768, "dense", "lorentz", "forward", "meru")
+    assert reasons[meru] == "would hold 24 GiB at once (16 allowed)"
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (24, 64), (64, 24)])
+def test_the_floor_does_the_products_of_the_loss(monkeypatch, tile):
+    x, y = torch.randn(40, 8), torch.randn(33, 8)
+    made = []
+    grads = []
+    real = torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda t: grads.append(real(t)) or grads[-1])
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: made.append(a.shape[0] * b.shape[1]) or mm(a, b, out=out))
+    bench_loss.multiply([(x, y)], 4, tile)()
+    s = x @ y.T
+    torch.testing.assert_close(grads[0], s @ y)
+    torch.testing.assert_close(grads[1], s.T @ x)
+    assert sum(made) == 2 * 40 * 33
+    made.clear()
+    bench_loss.multiply([(x, y)], 1, tile)()
+    assert sum(made) == 40 * 33
+
+
+def test_the_floor_of_seven_ranks_meets_what_the_objective_needs(monkeypatch):
+    monkeypatch.setattr(bench_loss, "D", 8)
+    bench_loss.problem.cache_clear()
+    blocks = bench_loss.products("sorted", 70)
+    bench_loss.problem.cache_clear()
+    assert [(len(x), len(y)) for x, y in blocks] == [(10, 10)] * 7
+
+
+@pytest.mark.parametrize("op", ["exp_map0", "log_map0", "lorentz_inner"])
+@pytest.mark.parametrize("way", ["torch", "geoopt", peers.OURS])
+def test_a_way_of_a_map_computes_the_reference(op, way):
+    """Values and gradients in float64; geoopt in its own coordinates, at a curvature that is not 1."""
+    if way == "geoopt":
+        pytest.importorskip("geoopt")
+    curv = torch.tensor(bench_maps.CURVATURE, dtype=torch.float64).requires_grad_()
+    rows = (bench_maps.points(6, op), *([bench_maps.points(4, op)] if op == "lorentz_inner" else []))
+    inputs = [x[:, :16].double().requires_grad_() for x in rows]
+    found, plain = (bench_maps.way_of(op, name) for name in (way, "torch"))
+    got = found.ours(found.work(*found.inputs(*inputs, curv)))
+    exact = REFERENCE[op](*inputs, curv)
+    torch.testing.assert_close(got, exact, rtol=1e-6, atol=1e-6)  # geoopt's acosh
+    gradient = torch.randn_like(exact)
+    mine, true = (torch.autograd.grad(x, [*inputs, curv], gradient) for x in (got, exact))
+    torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
+    assert plain.work is bench_maps.PLAIN[op]
+
+
+REFERENCE = {name: getattr(bench_maps, name) for name in ("exp_map0", "log_map0", "lorentz_inner")}
+REFERENCE = {name: partial(function, backend="reference") for name, function in REFERENCE.items()}
+
+
+def test_a_wrong_map_is_noticed():
+    wrong = bench_maps.Way(lambda *inputs: inputs, lambda v, c: 1.001 * bench_maps.meru_exp_map0(v, c))
+    with pytest.raises(AssertionError, match="differs from float64"):
+        bench_maps.checked(wrong, "exp_map0", (bench_maps.points(8, "exp_map0"), torch.tensor(1.3)))
+
+
+@pytest.mark.parametrize("geometry", problems.GEOMETRIES)
+@pytest.mark.parametrize("lists", [False, True])
+@pytest.mark.parametrize("k", [1, 5])
+def test_dense_topk_finds_what_the_reference_finds(monkeypatch, geometry, lists, k):
+    monkeypatch.setattr(bench_topk, "BLOCK", 16)
+    s = bench_topk.search(geometry, 300, 40, 16, 4)
+    s = s._replace(image=s.image.double(), text=s.text.double())
+    score, index = bench_topk.dense(s, k, lists)
+    exact_score, exact_index = bench_topk.rank_topk(
+        s.image, s.text, s.text_rank, bench_topk.LOGIT_SCALE, 1.0, geometry=geometry, k=k, ranks=bench_topk.RANKS,
+        space="unit" if geometry == "euclidean" else "tangent", backend="reference",
+        candidates=(s.indptr, s.indices) if lists else None,
+    )  # fmt: skip
+    torch.testing.assert_close(score, exact_score, rtol=1e-8, atol=1e-6)
+    assert torch.equal(index, exact_index)
+    bench_topk.agree(s._replace(image=s.image.float(), text=s.text.float()), k, lists)
+
+
+def test_a_search_is_what_it_says():
+    s = bench_topk.search("euclidean", 1000, 30, 8)
+    sizes = s.text_rank.bincount()
+    assert int(sizes.sum()) == 1000
+    assert all(1.8 < b / a < 2.4 for a, b in zip(sizes.tolist(), sizes.tolist()[1:], strict=False))
+    for i in range(30):
+        own = s.indices[s.indptr[i] : s.indptr[i + 1]]
+        assert len(own.unique()) == len(own)
+        assert s.text_rank[own].bincount().tolist() == sizes.clamp_max(bench_topk.LIST).tolist()
 
 
 # -- problems
