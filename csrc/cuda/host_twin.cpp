@@ -102,13 +102,12 @@ extern "C" int bioclip_hc_to_inputs(int, void*, const void* v, int dtype, int64_
                                     const float* factor, const float* curv, void* out, int64_t rows, int D,
                                     int width, int space) {
     using namespace bioclip_hc;
-    const ToInputs call{v,    order,      dn,            dr, polar, factor, curv, out,
-                        rows, row_stride, column_stride, D,  width, space};
+    const ToInputs call{v,          order,         dn, dr,    polar, factor, curv, out, rows,
+                        row_stride, column_stride, D,  width, space};
     return !with_type(dtype, [&](auto type) {
         using T = decltype(type);
-        run(way_of<T>(call), call.rows, [&](auto held, auto team, int64_t row) {
-            to_input_at<decltype(held)::value, T>(team, call, row);
-        });
+        run(way_of<T>(call), call.rows,
+            [&](auto held, auto team, int64_t row) { to_input_at<decltype(held)::value, T>(team, call, row); });
         return true;
     });
 }
