@@ -78,14 +78,15 @@ class OneWheelForAllPythons(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-def compile_library(library: Path, temporary: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compile csrc/cpu, one process a file, and link it.
+def compile_library(library: Path, temporary: Path) -> None:
+    """Compile csrc/cpu, one process a file, and link it; $CXXFLAGS are passed on.
 
     Raises:
         OSError: no compiler; $CXX, or c++.
         CalledProcessError: it failed.
     """
     compiler = os.environ.get("CXX", "c++").split()
+    extra = os.environ.get("CXXFLAGS", "").split()
     temporary.mkdir(parents=True, exist_ok=True)
     jobs = [("kernels", name, [f"-DINSTRUCTION_SET={name}", *flags]) for name, flags in INSTRUCTION_SETS.items()]
     jobs += [("dispatch", "", []), ("parallel", "", [])]

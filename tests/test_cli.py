@@ -179,10 +179,14 @@ def no_compiler(side):
     raise RuntimeError("no compiler")
 
 
+def stretched(side, factor):
+    return side if side.r is None else dataclasses.replace(side, r=side.r * factor)
+
+
 FAULTS = {
     "FAILS: RuntimeError: no compiler": no_compiler,
-    "WRONG: largest difference": lambda side: dataclasses.replace(side, r=side.r * 1.001),
-    "WRONG: largest difference to the reference nan": lambda side: dataclasses.replace(side, r=side.r * math.nan),
+    "WRONG: largest difference": lambda side: stretched(side, 1.001),
+    "WRONG: largest difference to the reference nan": lambda side: stretched(side, math.nan),
 }
 
 

@@ -9,6 +9,7 @@ loaded. The structures here mirror those of csrc/cpu/kernels.h field by field.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
@@ -273,9 +274,14 @@ def rank_topk(
     return panel.rank_topk(_features(image), _features(text), text_rank, scale, curv, *options)
 
 
+def _matrix(v: Tensor) -> Tensor:
+    """v (..., D) as rows one after the other."""
+    return _features(v.reshape(math.prod(v.shape[:-1]), v.shape[-1])).contiguous()
+
+
 def map_forward(name: str, v: Tensor, curv: Tensor) -> Tensor:
     """exp_map0 or log_map0 of v (..., D), fp32."""
-    rows = _features(v.reshape(-1, v.shape[-1])).contiguous()
+    rows = _matrix(v)
     out = torch.empty(rows.shape, dtype=torch.float32)
     kind = rows.data_ptr(), FEATURE_TYPES[rows.dtype]
     threads = torch.get_num_threads()
@@ -285,7 +291,7 @@ def map_forward(name: str, v: Tensor, curv: Tensor) -> Tensor:
 
 def map_backward(name: str, grad: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for v, in its dtype, and for curv."""
-    rows = _features(v.reshape(-1, v.shape[-1])).contiguous()
+    rows = _matrix(v)
     grad = grad.to(compute_dtype(v)).contiguous()
     out = torch.empty_like(rows)
     kind = rows.data_ptr(), FEATURE_TYPES[rows.dtype]

@@ -15,9 +15,9 @@
 namespace {
 
 constexpr int64_t STRIPE = 32;  // rows; with BLOCK columns of fp32 they are 64 KiB, a part of a core's second cache
-constexpr int64_t BLOCK = 512;
+constexpr int64_t BLOCK = 512;  // columns, of which up to a dozen numbers each are 24 KiB, a first cache
 constexpr int64_t PART = 64;  // rows that one task of a row-wise kernel does
-const double MAX_RADIUS = std::asinh(32768.0);  // as reference.py
+constexpr double MAX_RADIUS = 11.090354889191955;  // asinh(2^15), as reference.py
 
 int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -272,12 +272,12 @@ double infonce_backward(
 
 // -- rows of features ----------------------------------------------------------------------------------------------
 
-template <typename F>
-double dot(const F* v, const F* w, int64_t width) {
+template <typename F, typename G>
+double dot(const F* v, const G* w, int64_t width) {
     Doubles total = {};
-    for_lanes(0, width, [&](int64_t k, int64_t n) {
-        total += __builtin_convertvector(load(v + k, n), Doubles) * __builtin_convertvector(load(w + k, n), Doubles);
-    });
+    int64_t k = 0;
+    for (; k + HALF <= width; k += HALF) total += load_doubles(v + k, HALF) * load_doubles(w + k, HALF);
+    if (k < width) total += load_doubles(v + k, width - k) * load_doubles(w + k, width - k);
     return sum(total);
 }
 
@@ -350,11 +350,9 @@ void chain_rule(
                 return;
             }
             const Lanes divisor = all(norm[order[p]] > 0 ? norm[order[p]] : 1.0f);
-            Doubles total = {};
-            for_lanes(0, width, [&](int64_t k, int64_t n) {
-                total += __builtin_convertvector(load(g + k, n) * (load(row + k, n) / divisor), Doubles);
-            });
-            const Lanes stretch = all(across[p]), inner = all(static_cast<float>(sum(total)));
+            Lanes total = {};
+            for_lanes(0, width, [&](int64_t k, int64_t n) { total += load(g + k, n) * (load(row + k, n) / divisor); });
+            const Lanes stretch = all(across[p]), inner = all(sum(total));
             const Lanes radial = all(along ? along[p] : 0.0f);
             for_lanes(0, width, [&](int64_t k, int64_t n) {
                 const Lanes unit = load(row + k, n) / divisor;
@@ -415,11 +413,7 @@ double map_backward(
         for_rows(rows, threads, [&](int64_t i) {
             const F* const row = row_of(v, kind, width, i);
             const float* const g = grad + i * width;
-            Doubles total = {};
-            for_lanes(0, width, [&](int64_t k, int64_t n) {
-                total += __builtin_convertvector(load(g + k, n), Doubles) * __builtin_convertvector(load(row + k, n), Doubles);
-            });
-            const double along = sum(total), square = dot(row, row, width);
+            const double along = dot(g, row, width), square = dot(row, row, width);
             const Stretch at = map(std::sqrt(curv * square));
             const Lanes f = all(static_cast<float>(at.f)), radial = all(static_cast<float>(along * curv * at.slope));
             F* const out = static_cast<F*>(dv) + i * width;

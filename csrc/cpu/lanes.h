@@ -1,6 +1,6 @@
-// Sixteen fp32 numbers at a time, in the vectors of GCC and Clang: one source for every instruction set.
+// As many fp32 numbers at a time as a register holds, in the vectors of GCC and Clang: one source for every instruction
+// set, compiled once for each.
 //
-// kernels.cpp is compiled once per instruction set, and the compiler makes of `Lanes` one, two or four registers.
 // NaN goes through every function here: what is wrong in the features must show in the loss.
 
 #pragma once
@@ -15,15 +15,30 @@
 
 namespace {
 
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef double Doubles __attribute__((vector_size(8 * LANES)));
+typedef float Floats __attribute__((vector_size(2 * LANES)));  // half as many, so that as doubles they fill a register
+typedef double Doubles __attribute__((vector_size(4 * LANES)));
+constexpr int64_t HALF = LANES / 2;
 
 constexpr float MASKED = -1e30f;  // finite: exp(MASKED - MASKED) is a number
-const Ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// Known to the compiler: what a file must compute at load time would run on processors that lack its instructions.
+#if defined(__AVX512F__)
+constexpr Ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX__)
+constexpr Ints LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr Ints LANE = {0, 1, 2, 3};
+#endif
 
 INLINE Lanes all(float x) { return x - Lanes{}; }  // not Lanes{} + x, which turns -0 into 0
 
@@ -32,7 +47,7 @@ INLINE Lanes all(float x) { return x - Lanes{}; }  // not Lanes{} + x, which tur
 template <typename Vector, typename Number>
 INLINE Vector load_as(const Number* p, int64_t n) {
     Vector v = {};
-    if (n >= LANES) {
+    if (n >= int64_t(sizeof v / sizeof(Number))) {
         std::memcpy(&v, p, sizeof v);
     } else {
         std::memcpy(&v, p, n * sizeof(Number));
@@ -42,7 +57,7 @@ INLINE Vector load_as(const Number* p, int64_t n) {
 
 template <typename Vector, typename Number>
 INLINE void store_as(Number* p, const Vector& v, int64_t n) {
-    if (n >= LANES) {
+    if (n >= int64_t(sizeof v / sizeof(Number))) {
         std::memcpy(p, &v, sizeof v);
     } else {
         std::memcpy(p, &v, n * sizeof(Number));
@@ -53,6 +68,15 @@ INLINE Lanes load(const float* p, int64_t n) { return load_as<Lanes>(p, n); }
 
 INLINE Lanes load(const uint16_t* p, int64_t n) {  // bfloat16: the upper half of an fp32
     return (Lanes)(__builtin_convertvector(load_as<Halves>(p, n), Words) << 16);
+}
+
+INLINE Doubles load_doubles(const float* p, int64_t n) { return __builtin_convertvector(load_as<Floats>(p, n), Doubles); }
+
+INLINE Doubles load_doubles(const uint16_t* p, int64_t n) {
+    const Lanes v = load(p, n < HALF ? n : HALF);
+    Floats half;
+    std::memcpy(&half, &v, sizeof half);
+    return __builtin_convertvector(half, Doubles);
 }
 
 INLINE void store(float* p, Lanes v, int64_t n) { store_as(p, v, n); }
@@ -67,30 +91,32 @@ INLINE void store(uint16_t* p, Lanes v, int64_t n) {  // to nearest, ties to eve
 // -- what a row adds up to ---------------------------------------------------------------------------------------
 
 INLINE float sum(const Lanes& v) {
-    float half[8], total[4];
-    for (int k = 0; k < 8; ++k) half[k] = v[k] + v[k + 8];
-    for (int k = 0; k < 4; ++k) total[k] = half[k] + half[k + 4];
-    return (total[0] + total[2]) + (total[1] + total[3]);
+    float part[LANES];
+    std::memcpy(part, &v, sizeof part);
+    for (int64_t width = LANES / 2; width; width /= 2) {
+        for (int64_t k = 0; k < width; ++k) part[k] += part[k + width];
+    }
+    return part[0];
 }
 
 INLINE double sum(const Doubles& v) {
     double total = 0;
-    for (int k = 0; k < LANES; ++k) total += v[k];
+    for (int64_t k = 0; k < HALF; ++k) total += v[k];
     return total;
 }
 
 INLINE float largest(const Lanes& v) {
     float top = v[0];
-    for (int k = 1; k < LANES; ++k) top = v[k] > top ? v[k] : top;
+    for (int64_t k = 1; k < LANES; ++k) top = v[k] > top ? v[k] : top;
     return top;
 }
 
 INLINE Lanes maximum(Lanes a, Lanes b) { return a > b ? a : b; }
 
 INLINE bool any(Ints mask) {
-    int64_t halves[LANES / 2], found = 0;
+    int64_t halves[HALF], found = 0;
     std::memcpy(halves, &mask, sizeof mask);
-    for (int k = 0; k < LANES / 2; ++k) found |= halves[k];
+    for (int64_t k = 0; k < HALF; ++k) found |= halves[k];
     return found != 0;
 }
 
@@ -100,8 +126,12 @@ INLINE bool any(Ints mask) {
 INLINE Lanes square_root(Lanes x) {
 #if defined(__AVX512F__)
     return (Lanes)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX__)
+    return (Lanes)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE__)
+    return (Lanes)_mm_sqrt_ps((__m128)x);
 #else
-    for (int k = 0; k < LANES; ++k) x[k] = __builtin_sqrtf(x[k]);
+    for (int64_t k = 0; k < LANES; ++k) x[k] = __builtin_sqrtf(x[k]);
     return x;
 #endif
 }
