@@ -147,7 +147,7 @@ class Way:
 
     Attributes:
         model: whose parameters are trained.
-        tokens: (n, L) of the texts that it encodes.
+        tokens: what goes through the text tower, sequences times their length.
         rows: (n,) the texts among the distinct taxa of the batch.
     """
 
@@ -167,30 +167,32 @@ class Way:
         raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
-        """Texts encoded, their padded length, and the tokens that go through the tower."""
-        texts, length = self.tokens.shape
-        return {"texts": texts, "length": length, "tokens": texts * length}
+        """Texts encoded, and the sequences, their length and the tokens that go through the tower for them."""
+        sequences, length = self.tokens.shape
+        return {"texts": len(self.rows), "sequences": sequences, "length": length, "tokens": self.tokens.numel()}
 
 
 class Ours(Way):
-    """All ranks, each distinct taxon once at the batch's own length, as the training loop does it."""
+    """All ranks, each distinct taxon once, beginnings that texts share read once, as the training loop does it."""
 
     geometry = "lorentz"
 
     def __init__(self, problem: StepProblem) -> None:
         super().__init__(problem)
         self.model = getattr(problem, self.geometry)
-        self.tokens = TaxonTokens(problem.taxonomy, FORM, problem.tokenizer)(problem.text_taxa).to(problem.device)
+        tokens = TaxonTokens(problem.taxonomy, FORM, problem.tokenizer)
+        self.texts = tokens.packed(problem.text_taxa).to(problem.device)
+        self.tokens = self.texts.tokens
         self.rows = np.arange(len(problem.text_taxa))
         self.objective = LevelContrastiveLoss(geometry=self.geometry)
 
     def step(self) -> Forward:
-        out = self.model(self.problem.images, self.tokens)
+        out = self.model(self.problem.images, self.texts)
         result = self.objective(out.image, out.text, *self.problem.labels, out.logit_scale, out.curv)
         return Forward(result.loss, out.image, out.text)
 
     def text(self) -> Tensor:
-        return self.model.encode_text(self.tokens)
+        return self.model.encode_text(self.texts)
 
 
 class OursEuclidean(Ours):

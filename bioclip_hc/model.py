@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bioclip_hc.manifolds import MAX_LOGIT_SCALE, BoundedExp, Euclidean, Lorentz, make_manifold
+from bioclip_hc.packing import PackedTexts
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's names
 SIDECAR, SIDECAR_TENSORS = "hyperbolic.json", "hyperbolic.safetensors"
@@ -93,18 +94,24 @@ class HierarchicalCLIP(nn.Module):
         features = self.clip.encode_image(images.to(self.dtype))
         return features * self.image_alpha().to(features.dtype) if self.geometry == "lorentz" else features
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tangent vectors (U, D) of tokens (U, L); L may be cut to the longest text, with the same result."""
-        features = _encode_text(self.clip, tokens)
+    def encode_text(self, tokens: Tensor | PackedTexts) -> Tensor:
+        """Tangent vectors (U, D) of tokens (U, L), or of packed texts, with the same result.
+
+        L may be cut to the longest text. Packed texts share their beginnings where the tower is causal.
+        """
+        if isinstance(tokens, PackedTexts):
+            features = _encode_packed(self.clip, tokens)
+        else:
+            features = _encode_text(self.clip, tokens)
         return features * self.text_alpha().to(features.dtype) if self.geometry == "lorentz" else features
 
-    def forward(self, images: Tensor, tokens: Tensor) -> ModelOutput:
+    def forward(self, images: Tensor, tokens: Tensor | PackedTexts) -> ModelOutput:
         """Both sides and the scalars; training calls this alone (ZeRO-3 gathers parameters by module calls)."""
         return ModelOutput(
             self.encode_image(images),
             self.encode_text(tokens),
             self.logit_scale(),
-            self.manifold.curv.to(tokens.device),
+            self.manifold.curv.to(images.device),
         )
 
     @property
@@ -367,16 +374,39 @@ def _encode_text(clip: Any, tokens: Tensor) -> Tensor:
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:L, :L]))
     pool, eos = ("text_pool_type", "text_eos_id") if tower is clip else ("pool_type", "eos_id")
     x = text_global_pool(x, tokens, getattr(tower, pool), eos_token_id=getattr(tower, eos, None))
+    return _project(tower, x)
+
+
+def _encode_packed(clip: Any, texts: PackedTexts) -> Tensor:
+    """open_clip's encode_text of packed texts: nodes at their own positions, seeing their ancestors."""
+    tower = getattr(clip, "text", clip)
+    if not (_is_causal(tower) and _pool(tower) in ("argmax", "eos")):  # both take the end token, a text's last
+        return _encode_text(clip, texts.padded)
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(texts.tokens).to(dtype)
+    x = x + nn.functional.embedding(texts.position, tower.positional_embedding).to(dtype)
+    sees = texts.sees()
+    mask = torch.zeros(sees.shape, dtype=dtype, device=x.device).masked_fill_(~sees, -math.inf)
+    heads = tower.transformer.resblocks[0].attn.num_heads
+    x = tower.transformer(x, attn_mask=mask.repeat_interleave(heads, 0))
+    return _project(tower, tower.ln_final(x.flatten(0, 1)[texts.end]))
+
+
+def _project(tower: Any, x: Tensor) -> Tensor:
     projection = tower.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
+def _pool(tower: Any) -> str | None:
+    """Which token's features open_clip takes for the text's."""
+    return getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+
+
 def _is_causal(tower: Any) -> bool:
     """Whether a text's feature depends on nothing after its end token, so that padding can be cut."""
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    causal = getattr(tower, "attn_mask", None) is not None and pool in ("argmax", "eos", "first")
+    causal = getattr(tower, "attn_mask", None) is not None and _pool(tower) in ("argmax", "eos", "first")
     return causal and getattr(tower, "cls_emb", None) is None and hasattr(tower, "transformer")
 
 

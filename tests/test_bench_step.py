@@ -104,13 +104,16 @@ def test_token_counts(problem):
     images, texts = len(problem.image_taxa), len({(r, t) for row in problem.image_taxa for r, t in enumerate(row)})
     expected = {"open_clip": images, "open_clip, cut length": images, "authors' way": texts, "bioclip_hc": texts}
     for name, n in expected.items():
-        way = towers.WAYS[name](problem)
-        counts = way.counts()
+        counts = towers.WAYS[name](problem).counts()
         assert counts["texts"] == n
-        assert counts["tokens"] >= int((way.tokens != 0).sum())
-        padded = name in ("open_clip", "authors' way")
-        assert (counts["length"] == 77) == padded
-        assert not padded or counts["tokens"] == 77 * n
+        assert counts["tokens"] == counts["sequences"] * counts["length"]
+        if name != "bioclip_hc":
+            assert counts["sequences"] == n
+            assert (counts["length"] == 77) == (name != "open_clip, cut length")
+    beginnings = {tuple(row[: i + 1]) for row in problem.padded.tolist() for i in range(77) if row[i]}
+    assert (
+        len(beginnings) <= towers.Ours(problem).counts()["tokens"] < texts * int((problem.padded != 0).sum(1).max())
+    )
 
 
 def test_lineages_follow_zipfs_law_and_are_complete():

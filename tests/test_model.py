@@ -21,6 +21,7 @@ from bioclip_hc.model import (
     get_tokenizer,
     load,
 )
+from bioclip_hc.packing import pack
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TIMM = {"timm_model_name": "test_convnext2", "timm_model_pretrained": False, "timm_pool": "avg",
@@ -105,6 +106,31 @@ def test_cut_tokens_give_the_padded_features_and_gradients(make, configs, archit
         torch.testing.assert_close(ours, theirs)
     single = model.float()
     torch.testing.assert_close(single.encode_text(short), single.encode_text(padded), rtol=1e-5, atol=1e-5)
+
+
+@each_architecture
+@pytest.mark.parametrize("width", [1, 30, 128])
+def test_packed_texts_give_the_padded_features_and_gradients(make, configs, architecture, width):
+    model = make(architecture, geometry="lorentz").double()
+    padded = get_tokenizer(configs / f"tiny_{architecture}.json")([*WORDS[::-1], WORDS[1] + " alba", WORDS[1]])
+    texts = pack([row[row > 0].tolist() for row in padded], width)
+    assert texts.tokens.numel() < cut(padded).numel() or width == 1
+    parameters = [p for n, p in model.clip.named_parameters() if "visual" not in n]
+    weights = torch.randn(len(padded), 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected, got = model.encode_text(padded), model.encode_text(texts)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(model(pictures(model), texts).text, expected)
+    gradients = [torch.autograd.grad((weights * x).sum(), parameters) for x in (got, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    single = model.float()
+    torch.testing.assert_close(single.encode_text(texts), single.encode_text(padded), rtol=1e-5, atol=1e-5)
+
+
+@each_architecture
+def test_no_texts_have_no_features(make, architecture):
+    model = make(architecture)
+    assert model.encode_text(pack([])).shape == (0, 16)
 
 
 def test_features_are_scaled_by_their_alpha(make):

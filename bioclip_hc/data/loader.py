@@ -23,6 +23,7 @@ from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sa
 from bioclip_hc.data.shards import BadSample, ShardSet, TooManyBadSamples
 from bioclip_hc.data.text import TaxonTokens
 from bioclip_hc.distributed import share_of_texts
+from bioclip_hc.packing import PackedTexts
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
 
@@ -30,13 +31,13 @@ class Batch(NamedTuple):
     """One process' part of one step.
 
     images (B, 3, H, W) float32; image_taxa (B, R) int64, -1 = not supervised, all -1 where the image could not
-    be read; tokens (U, L) int64; text_rank and text_taxon (U,) int64; indices (B,) global sample indices;
+    be read; tokens: U texts, packed; text_rank and text_taxon (U,) int64; indices (B,) global sample indices;
     bad: the samples that could not be read.
     """
 
     images: Tensor
     image_taxa: Tensor
-    tokens: Tensor
+    tokens: PackedTexts
     text_rank: Tensor
     text_taxon: Tensor
     indices: Tensor
@@ -99,7 +100,7 @@ class TrainingBatches(Dataset):
         return Batch(
             images,
             torch.from_numpy(image_taxa),
-            self.tokens(text_taxon[share]),
+            self.tokens.packed(text_taxon[share]),
             torch.from_numpy(text_rank[share]),
             torch.from_numpy(text_taxon[share]),
             torch.from_numpy(indices),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bioclip_hc.packing import PackedTexts, pack
 from bioclip_hc.taxonomy import Taxonomy, rank_index
 
 FORMS = ("path", "name")
@@ -70,17 +71,24 @@ class TaxonTokens:
 
     def __call__(self, taxa: np.ndarray) -> Tensor:
         """(U, L) int64 tokens of taxon ids (U,), L the longest of them."""
-        wanted = [int(t) for t in taxa]
-        new = sorted(set(wanted) - self._cache.keys())
-        if new:
-            padded = self._tokenizer([self.form.text(self.taxonomy, t) for t in new])
-            self._cache.update({t: _without_padding(row) for t, row in zip(new, padded, strict=True)})
-        rows = [self._cache[t] for t in wanted]
+        rows = self._rows(taxa)
         return (
             torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             if rows
             else torch.zeros(0, 1, dtype=torch.int64)
         )
+
+    def packed(self, taxa: np.ndarray) -> PackedTexts:
+        """The same texts in sequences that share their beginnings."""
+        return pack([row.tolist() for row in self._rows(taxa)])
+
+    def _rows(self, taxa: np.ndarray) -> list[Tensor]:
+        wanted = [int(t) for t in taxa]
+        new = sorted(set(wanted) - self._cache.keys())
+        if new:
+            padded = self._tokenizer([self.form.text(self.taxonomy, t) for t in new])
+            self._cache.update({t: _without_padding(row) for t, row in zip(new, padded, strict=True)})
+        return [self._cache[t] for t in wanted]
 
 
 def _without_padding(row: Tensor) -> Tensor:
