@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test lint bench bench-check gpu tune install clean aot
+.PHONY: demo demo-seeds test lint bench bench-check gpu tune install clean aot cuda sanitize
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[all]'
@@ -44,17 +44,32 @@ bench: $(VENV)/.bench-installed  ## time and peak memory as ratios to peers: res
 bench-check: $(VENV)/.bench-installed  ## measure a part again: fails where a ratio is worse than the committed one
 	$(BIN)/python benchmarks/check.py
 
-# The next two install nothing: they take .venv where it is, else an environment that has torch, triton and pytest.
+# Python is not built for the sanitizers, so their libraries come first; what Python itself leaks is not asked.
+SANITIZED = runs/sanitized
+CXX ?= c++
+
+sanitize: install        ## the tests of csrc/cpu under the address and undefined-behaviour sanitizers
+	CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1" \
+		$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 BIOCLIP_HC_CPU_LIBRARY=$(SANITIZED)/bioclip_hc/kernels/libbioclip_hc_cpu.so \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/test_cpu.py
+
+# The next three install nothing: they take .venv where it is, else an environment that has torch, triton and pytest.
 GPU_PYTHON = PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 # A full run takes about ten minutes: make gpu BENCH="--minutes 5", then make gpu BENCH="--resume".
 TUNE ?=
+
+cuda:                    ## where nvcc is: compile csrc/cuda for sm_80 and sm_90 (no GPU needed)
+	$(GPU_PYTHON) csrc/cuda/build.py
 
 gpu:                     ## on a machine with an NVIDIA GPU: the kernels' tests, their benchmarks, the table
 	$(GPU_PYTHON) benchmarks/machine.py
 	$(GPU_PYTHON) -m pytest tests/kernels -q
 	$(GPU_PYTHON) benchmarks/bench_kernels.py $(BENCH); status=$$?; \
 		$(GPU_PYTHON) benchmarks/compare_kernels.py && exit $$status
+	-$(GPU_PYTHON) csrc/cuda/build.py && $(GPU_PYTHON) benchmarks/bench_prepare.py
 
 tune:                    ## on a machine with an NVIDIA GPU: measure tile shapes, print the table for configs.py
 	$(GPU_PYTHON) benchmarks/machine.py

@@ -120,7 +120,9 @@ setup(
         Extension(
             CPU_LIBRARY,
             sources=[str(CPU / f"{name}.cpp") for name in ("kernels", "dispatch", "parallel")],
-            depends=[str(CPU / f"{name}.h") for name in ("kernels", "lanes", "parallel")],
+            depends=sorted(
+                str(path) for path in Path("csrc").rglob("*") if path.is_file()
+            ),  # what an sdist holds too
         )
     ],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": OneWheelForAllPythons},
