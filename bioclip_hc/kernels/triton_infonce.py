@@ -256,11 +256,6 @@ def _forward_kernel(
             col = tl.where(valid, column, start)
             S = product(x, y, image, col, WIDTH, ROWS, COLS, DEPTH, PRECISION, INTERPRET)
             l = tile_logits(S, x_polar, y_polar, image, col, factor, LORENTZ)
-            if BIASED:
-                shift = tl.where(valid, tl.load(bias + col), MASKED)
-            else:
-                shift = tl.where(valid, 0.0, MASKED)
-            in_rows = l + shift[None, :]
             col_positives = tl.zeros((COLS,), tl.float32)
             own_lse = tl.zeros((COLS,), tl.float32)
             near = _may_hold_positives(least, largest, col_code, left, tl.minimum(left + COLS, end) - 1)
@@ -269,10 +264,18 @@ def _forward_kernel(
                 chosen = tl.where(_positive(code, own, column_code, column, TARGETS), l, 0.0)
                 positives += tl.sum(chosen, 1)
                 col_positives += tl.sum(chosen, 0)
-                if TARGETS == MASK_OUT:
-                    row_out, col_out = _left_out(code, own, column_code, column)
-                    in_rows = tl.where(row_out, MASKED, in_rows)
+                if TARGETS == MASK_OUT:  # columns leave out other pairs than rows
+                    _, col_out = _left_out(code, own, column_code, column)
                     own_lse = _column_lse(tl.where(col_out, MASKED, l + outside[:, None]))
+            if BIASED:
+                shift = tl.where(valid, tl.load(bias + col), MASKED)
+            else:
+                shift = tl.where(valid, 0.0, MASKED)
+            in_rows = l + shift[None, :]
+            if TARGETS == MASK_OUT:  # noqa: SIM102  (the one is decided when compiling, the other on the device)
+                if near:
+                    row_out, _ = _left_out(code, own, tl.load(col_code + col, valid, -2), column)
+                    in_rows = tl.where(row_out, MASKED, in_rows)
             higher = tl.maximum(top, tl.max(in_rows, 1))
             e = tl.exp2(in_rows - higher[:, None])
             total = total * tl.exp2(top - higher) + tl.sum(e, 1)
@@ -284,7 +287,7 @@ def _forward_kernel(
             apart = tl.min(tl.where(valid, sums, 1.0)) < LEAST_SUM  # a column far below its rows
             if BIASED:
                 apart |= tl.max(tl.where(valid, tl.abs(shift), 0.0)) > LARGEST_SHIFT
-            if TARGETS == MASK_OUT:  # near, columns leave out other pairs than rows
+            if TARGETS == MASK_OUT:
                 lse = tl.where(near, own_lse, lse)
                 apart &= near == 0
             if apart:  # rare: the columns' own maxima
@@ -534,7 +537,7 @@ def _recompute_kernel(
         near = _may_hold_positives(
             least, largest, col_code, start + j * COLS, start + tl.minimum((j + 1) * COLS, texts) - 1
         )
-        if TARGETS == MASK_OUT:  # noqa: SIM102  (the one is decided when compiling, the other on the device)
+        if TARGETS == MASK_OUT:  # noqa: SIM102
             if near:
                 column_code = tl.load(col_code + col, valid, -2)
                 row_out, col_out = _left_out(code, own, column_code, column)
