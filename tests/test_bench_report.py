@@ -143,7 +143,8 @@ def run_suite(folder, *options):
     arguments = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", "bench_try.py", *options]
     arguments += ["--benchmark-json", "run.json"]
     code = f"import sys, probe, pytest; probe.rates = lambda: {{}}; sys.exit(pytest.main({arguments}))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # it would not measure
+    environment["PYTHONPATH"] = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert (folder / "run.json").exists(), run.stdout + run.stderr
     return records.from_pytest(json.loads((folder / "run.json").read_text()))
