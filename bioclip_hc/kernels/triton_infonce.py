@@ -44,6 +44,7 @@ from bioclip_hc.kernels.triton_tiles import (
     dot,
     log2_stretch,
     polar_scalars,
+    polar_scalars_inside,
     product,
     tile_logits,
     unlikeness,
@@ -255,12 +256,12 @@ def _forward_kernel(
             valid = column < end
             col = tl.where(valid, column, start)
             S = product(x, y, image, col, WIDTH, ROWS, COLS, DEPTH, PRECISION, INTERPRET)
-            l = tile_logits(S, x_polar, y_polar, image, col, factor, LORENTZ)
+            l = tile_logits(S, x_polar, y_polar, image, column, valid, factor, LORENTZ)
             col_positives = tl.zeros((COLS,), tl.float32)
             own_lse = tl.zeros((COLS,), tl.float32)
             near = _may_hold_positives(least, largest, col_code, left, tl.minimum(left + COLS, end) - 1)
             if near:
-                column_code = tl.load(col_code + col, valid, -2)
+                column_code = tl.load(col_code + column, valid, -2)
                 chosen = tl.where(_positive(code, own, column_code, column, TARGETS), l, 0.0)
                 positives += tl.sum(chosen, 1)
                 col_positives += tl.sum(chosen, 0)
@@ -268,13 +269,13 @@ def _forward_kernel(
                     _, col_out = _left_out(code, own, column_code, column)
                     own_lse = _column_lse(tl.where(col_out, MASKED, l + outside[:, None]))
             if BIASED:
-                shift = tl.where(valid, tl.load(bias + col), MASKED)
+                shift = tl.load(bias + column, valid, MASKED)
             else:
                 shift = tl.where(valid, 0.0, MASKED)
             in_rows = l + shift[None, :]
             if TARGETS == MASK_OUT:  # noqa: SIM102  (the one is decided when compiling, the other on the device)
                 if near:
-                    row_out, _ = _left_out(code, own, tl.load(col_code + col, valid, -2), column)
+                    row_out, _ = _left_out(code, own, tl.load(col_code + column, valid, -2), column)
                     in_rows = tl.where(row_out, MASKED, in_rows)
             higher = tl.maximum(top, tl.max(in_rows, 1))
             e = tl.exp2(in_rows - higher[:, None])
@@ -522,32 +523,40 @@ def _recompute_kernel(
         times = tl.load(factor)
         if LORENTZ:
             xs, xa, xb, xh = polar_scalars(x_polar, image)
-            ys, ya, yb, yh = polar_scalars(y_polar, col)
+            ys, ya, yb, yh = polar_scalars_inside(y_polar, column, valid)
             gap = unlikeness(S, xh, yh)
             l = -times * log2_stretch(cosh_minus_one(gap, xs, xa, xb, ys, ya, yb))
         else:
             l = times * S
 
-        pool = image.to(tl.int64) * (R if RESTRICT else 1) + (rank if RESTRICT else 0)
-        shift = tl.load(bias + col) if BIASED else tl.zeros((COLS,), tl.float32)
-        # a place without image or text shows another's logits, which nothing bounds: its exponential is put at 0
-        in_rows = l - tl.load(row_lse + pool, valid_row, -MASKED)[:, None] + tl.where(valid, shift, MASKED)[None, :]
-        in_cols = l - tl.load(col_lse + col, valid, -MASKED)[None, :] + tl.where(valid_row, 0.0, MASKED)[:, None]
         least, largest = _code_range(code, N)
         near = _may_hold_positives(
             least, largest, col_code, start + j * COLS, start + tl.minimum((j + 1) * COLS, texts) - 1
         )
+        # a place without image or text shows another's logits, which nothing bounds: its exponential is put at 0
+        in_cols = l - tl.load(col_lse + column, valid, -MASKED)[None, :] + tl.where(valid_row, 0.0, MASKED)[:, None]
         if TARGETS == MASK_OUT:  # noqa: SIM102
             if near:
-                column_code = tl.load(col_code + col, valid, -2)
-                row_out, col_out = _left_out(code, own, column_code, column)
-                in_rows = tl.where(row_out, MASKED, in_rows)
+                _, col_out = _left_out(code, own, tl.load(col_code + column, valid, -2), column)
                 in_cols = tl.where(col_out, MASKED, in_cols)
-        W = tl.exp2(in_rows) * tl.load(row_push + pool, valid_row, 0.0)[:, None]
-        W += tl.exp2(in_cols) * tl.load(col_push + col, valid, 0.0)[None, :]
+        W = tl.exp2(in_cols) * tl.load(col_push + column, valid, 0.0)[None, :]
+        pool = image.to(tl.int64) * (R if RESTRICT else 1) + (rank if RESTRICT else 0)
+        if BIASED:
+            shift = tl.load(bias + column, valid, MASKED)
+        else:
+            shift = tl.where(valid, 0.0, MASKED)
+        in_rows = l - tl.load(row_lse + pool, valid_row, -MASKED)[:, None] + shift[None, :]
+        if TARGETS == MASK_OUT:  # noqa: SIM102
+            if near:
+                row_out, _ = _left_out(code, own, tl.load(col_code + column, valid, -2), column)
+                in_rows = tl.where(row_out, MASKED, in_rows)
+        W += tl.exp2(in_rows) * tl.load(row_push + pool, valid_row, 0.0)[:, None]
         if near:
-            column_code = tl.load(col_code + col, valid, -2)
-            pull = tl.load(row_pull + image.to(tl.int64) * R + rank)[:, None] + tl.load(col_pull + col)[None, :]
+            column_code = tl.load(col_code + column, valid, -2)
+            pull = (
+                tl.load(row_pull + image.to(tl.int64) * R + rank)[:, None]
+                + tl.load(col_pull + column, valid, 0.0)[None, :]
+            )
             W -= tl.where(_positive(code, own, column_code, column, TARGETS), pull, 0.0)
         tl.store(total + slot, tl.load(total + slot) + tl.sum(W * l))
 
@@ -555,7 +564,7 @@ def _recompute_kernel(
         if LORENTZ:
             # read anew: whole tiles of their products would stay in registers since the logits were made of them
             xs, xa, xb, xh = polar_scalars(x_polar, image)
-            ys, ya, yb, yh = polar_scalars(y_polar, col)
+            ys, ya, yb, yh = polar_scalars_inside(y_polar, column, valid)
             ss = xs[:, None] * ys[None, :]
             t = xa[:, None] * yb[None, :] - xb[:, None] * ya[None, :]
             u = at_least_zero(0.5 * t * t + ss * gap)

@@ -206,6 +206,14 @@ def polar_scalars(polar, row):
 
 
 @triton.jit
+def polar_scalars_inside(polar, row, inside):
+    """The same of a run of rows, zeros outside: a place and constants, where folded indices fill registers."""
+    at = polar + row.to(tl.int64) * FIELDS
+    s, a = tl.load(at + 2, inside, 0.0), tl.load(at + 3, inside, 0.0)
+    return s, a, tl.load(at + 4, inside, 0.0), tl.load(at + 5, inside, 0.0)
+
+
+@triton.jit
 def unlikeness(S, xh, yh):
     """1 - cosine of a tile of products S of rounded rows."""
     return xh[:, None] + (yh[None, :] - S)
@@ -231,11 +239,11 @@ def log2_stretch(u):
 
 
 @triton.jit
-def tile_logits(S, x_polar, y_polar, row, col, factor, LORENTZ: tl.constexpr):
-    """Base-2 logits of a tile of products. factor: scale / ln 2, or scale / sqrt(c) for Lorentz."""
+def tile_logits(S, x_polar, y_polar, row, col, inside, factor, LORENTZ: tl.constexpr):
+    """Base-2 logits of a tile of products, something finite outside. factor: scale / ln 2, or scale / sqrt(c)."""
     if LORENTZ:
         xs, xa, xb, xh = polar_scalars(x_polar, row)
-        ys, ya, yb, yh = polar_scalars(y_polar, col)
+        ys, ya, yb, yh = polar_scalars_inside(y_polar, col, inside)
         return -factor * log2_stretch(cosh_minus_one(unlikeness(S, xh, yh), xs, xa, xb, ys, ya, yb))
     else:
         return factor * S

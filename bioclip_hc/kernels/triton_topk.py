@@ -154,7 +154,7 @@ def _walk_kernel(
         position = begin + tl.arange(0, COLS)
         col = tl.minimum(position, end - 1)
         S = product(x, y, i, col, WIDTH, ROWS, COLS, DEPTH, PRECISION, INTERPRET)
-        l = tile_logits(S, x_polar, y_polar, i, col, f, LORENTZ)
+        l = tile_logits(S, x_polar, y_polar, i, position, position < end, f, LORENTZ)
         l = tl.where((position < end)[None, :], l, NONE)
         best, at = _keep_best(best, at, l, position)
     out = ((row.to(tl.int64) * R + rank) * shares + share) * k
@@ -182,7 +182,7 @@ def _walk_lists_kernel(
             a = tl.load(x + i[:, None] * WIDTH + depth + d[None, :]).to(tl.float32)
             b = tl.load(y + col[:, None] * WIDTH + depth + d[None, :]).to(tl.float32)
             S += tl.sum(a * b, 1)
-        l = tile_logits(S[None, :], x_polar, y_polar, i, col, f, LORENTZ)
+        l = tile_logits(S[None, :], x_polar, y_polar, i, col, position < length, f, LORENTZ)
         l = tl.where((position < length)[None, :], l, NONE)
         best, at = _keep_best(best, at, l, position)
     _store_in_order(best, at, indices, score + run * k, index + run * k, run >= 0, k)

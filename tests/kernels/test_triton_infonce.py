@@ -418,7 +418,7 @@ def near_twins():
 LORENTZ, CLIP = {"geometry": "lorentz", "scale": 10.0}, {"geometry": "euclidean", "scale": 1.0}
 MUTATIONS = {
     "the ragged mask of columns": (
-        ragged, LORENTZ, {"triton_infonce": [("shift = tl.where(valid, 0.0, MASKED)", "shift = tl.where(valid, 0.0, 0.0)")]},
+        ragged, LORENTZ, {"triton_infonce": [("shift = tl.where(valid, 0.0, MASKED)\n            in_rows", "shift = tl.where(valid, 0.0, 0.0)\n            in_rows")]},
     ),
     "the ragged mask of rows": (
         ragged, LORENTZ, {"triton_infonce": [("outside = tl.where(valid_row, 0.0, MASKED)", "outside = tl.where(valid_row, 0.0, 0.0)")]},
@@ -445,7 +445,7 @@ MUTATIONS = {
         ragged, LORENTZ, {"triton_infonce": [("W -= tl.where(_positive(", "W -= 0.5 * tl.where(_positive(")]},
     ),
     "the ragged mask of the gradients": (
-        ragged, LORENTZ, {"triton_infonce": [("+ tl.where(valid, shift, MASKED)[None, :]", "+ shift[None, :]")]},
+        ragged, CLIP, {"triton_infonce": [("shift = tl.where(valid, 0.0, MASKED)\n        in_rows", "shift = tl.where(valid, 0.0, 0.0)\n        in_rows")]},
     ),
 }  # fmt: skip
 
