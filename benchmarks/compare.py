@@ -24,7 +24,7 @@ from records import OURS, Key, Record, Row, from_pytest, merge, read, results_pa
 ROOT = Path(__file__).parents[1]
 README, DOCUMENT = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 MARKERS = "<!-- bench:begin -->", "<!-- bench:end -->"
-N_OF_TARGETS = 8192  # KERNELS, section 7
+N_OF_TARGETS = 8192
 THREAD_TOLERANCE = 1e-5  # sums in another order
 SUITES = {  # in the order shown; others follow
     "loss": "The loss, D = 512, fp32",
@@ -135,7 +135,7 @@ def target_table(record: Record) -> str:
 
 
 def targets(record: Record, n: int = N_OF_TARGETS) -> list[Target]:
-    """What KERNELS.md, section 7, asks of a CPU."""
+    """What this project asks of itself on a CPU."""
 
     def row(title: str, mode: str, way: str) -> Row | None:
         return record.group(("loss", f"{title} {mode}, N = {n}, forward + backward")).get(way)

@@ -1,6 +1,6 @@
 """Print the kernels' results as Markdown: python benchmarks/compare_kernels.py [FILE] [--sizes 32768 ...]
 
-First what KERNELS.md, section 7, asks of a GPU beside what was measured; then every way's time and memory. A share
+First what is asked of a GPU beside what was measured; then every way's time and memory. A share
 of cuBLAS is the time that its product of the same shape takes for the same work, one product forward and three
 backward, over the time measured.
 """

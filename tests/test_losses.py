@@ -69,7 +69,7 @@ def similarity(image, text, geometry):
 
 
 def paper(image, text, taxa, rank, taxon, geometry="lorentz", balanced=False, restrict=True):
-    """[(I->T, T->I)] per rank of EVALUATION's equations, None for an absent rank."""
+    """[(I->T, T->I)] per rank of the paper's equations, None for an absent rank."""
     s = similarity(image, text, geometry)
     out = []
     for r in range(taxa.shape[1]):

@@ -169,7 +169,7 @@ def _gradients(p, geometry, space):
 
 @each_space
 def test_bf16_is_within_the_contract(geometry, space):
-    """KERNELS' bound of 16 bit, for values and gradients by norm."""
+    """A hundredth of the gradients, by norm; logits are products in fp32."""
     g = torch.Generator().manual_seed(0)
     p = problem(M=300, N=200, D=64, taxa_per_rank=50)
     p.image, p.text = (torch.nn.functional.normalize(x, dim=1).bfloat16() for x in (p.image, p.text))
