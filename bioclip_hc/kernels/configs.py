@@ -60,7 +60,7 @@ TABLE: dict[tuple[int, str, str], Config] = {
     (90, "16", "euclidean"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (90, "16", "lorentz"): Config(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3), _16),
     (90, "tf32", "euclidean"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3), _TF32),
-    (90, "tf32", "lorentz"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3), _TF32),
+    (90, "tf32", "lorentz"): Config(Tile(128, 64, 32, 8, 3), Tile(128, 64, 64, 8, 2), _TF32),
     (90, "ieee", "euclidean"): Config(_IEEE, _IEEE, _IEEE),
     (90, "ieee", "lorentz"): Config(_IEEE, _IEEE, _IEEE),
 }
