@@ -236,8 +236,8 @@ def entry(arch: int, precision: str, geometry: str, config: Config) -> str:
     """A line of configs.TABLE."""
     tiles = ", ".join(show(tile) for tile in (config.forward, config.backward, config.product))
     default = Config(config.forward, config.backward, config.product)
-    numbers = ("chunk", "group", "share", "panel")
-    extra = [f"{n}={getattr(config, n)}" for n in numbers if getattr(config, n) != getattr(default, n)]
+    others = ("chunk", "group", "share", "panel", "rows")
+    extra = [f"{n}={getattr(config, n)!r}" for n in others if getattr(config, n) != getattr(default, n)]
     return f'    ({arch}, "{precision}", "{geometry}"): Config({", ".join([tiles, *extra])}),'
 
 

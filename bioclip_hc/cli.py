@@ -293,7 +293,7 @@ def _info(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
-    from bioclip_hc.kernels import cpu
+    from bioclip_hc.kernels import cpu, cuda
     from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not
 
     print(f"bioclip_hc {__version__}, python {sys.version.split()[0]}")
@@ -317,7 +317,8 @@ def _doctor(options: argparse.Namespace) -> int:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(count):
         major, minor = torch.cuda.get_device_capability(i)
-        print(f"cuda:{i}: {torch.cuda.get_device_name(i)}, sm_{major}{minor}")
+        rows = cuda.why_not(torch.device("cuda", i)) or "built, taken by nothing unless asked"
+        print(f"cuda:{i}: {torch.cuda.get_device_name(i)}, sm_{major}{minor}; C++ kernels of rows: {rows}")
     if not count:
         print("cuda: none")
     agree = True

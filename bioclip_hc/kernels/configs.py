@@ -7,6 +7,7 @@ training is not done: ranks would choose differently, and sums in another order 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -44,6 +45,9 @@ class Config:
     group: int = 32  # row tiles of the backward pass that share column tiles in cache
     share: int = 64 << 20  # bytes of column sums that await their addition
     panel: int = 64 << 20  # bytes of the workspace for dL/dS
+    rows: Literal["triton", "cuda"] = (
+        "triton"  # who prepares features and takes gradients back: csrc/cuda is an option
+    )
 
 
 _16 = Tile(128, 128, 64, 8, 3)

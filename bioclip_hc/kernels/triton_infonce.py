@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bioclip_hc.kernels import cuda
 from bioclip_hc.kernels import triton_tiles as tiles
 from bioclip_hc.kernels.backends import interpreting
 from bioclip_hc.kernels.configs import Config, Tile, config_for
@@ -79,7 +80,8 @@ class Problem:
         self.space = tiles.space_code(o.geometry, o.space)
 
         def prepare(v: Tensor, order: Tensor | None) -> Side:
-            return tiles.prepare(v, order, curv, self.space, self.dtype, self.width, self.tf32)
+            arguments = v, order, curv, self.space, self.dtype, self.width, self.tf32
+            return Side(*cuda.prepare(*arguments)) if self.config.rows == "cuda" else tiles.prepare(*arguments)
 
         self.x, self.y = prepare(image, None), prepare(text, self.plan.col_order)  # texts sorted
         self.factor = tiles.logit_factor(scale, curv, o.geometry)
@@ -88,6 +90,14 @@ class Problem:
             self.bias = (o.text_bias / math.log(2))[self.plan.col_order].float()
         self.M, self.R = o.image_taxa.shape
         self.N = len(text)
+
+    def to_inputs(
+        self, v: Tensor, order: Tensor | None, dn: Tensor, dr: Tensor, side: Side, factor: Tensor, curv: Tensor
+    ) -> Tensor:
+        """Gradients of unit rows and radii as one of the features v (rows, D); row p is of v[order[p]]."""
+        if self.config.rows == "cuda":
+            return cuda.to_inputs(v, order, dn, dr, side.polar, factor, curv, self.space)
+        return _to_inputs(v, order, dn, dr, side, factor, curv, self.space)
 
     def constants(self, tile: Tile) -> dict[str, object]:
         """Constexprs and launch options that a kernel over tiles of logits takes."""
@@ -428,8 +438,8 @@ def backward(
         )  # fmt: skip
 
     natural = p.factor * (math.log(2) if o.geometry == "euclidean" else 1.0)  # scale, or scale / sqrt(c)
-    dimage = _to_inputs(image, None, dx, drx, p.x, natural, curv, p.space)
-    dtext = _to_inputs(text, plan.col_order, dy, dry, p.y, natural, curv, p.space)
+    dimage = p.to_inputs(image, None, dx, drx, p.x, natural, curv)
+    dtext = p.to_inputs(text, plan.col_order, dy, dry, p.y, natural, curv)
     total = total.double().sum() * math.log(2)
     dcurv = torch.zeros_like(curv)
     if o.geometry == "lorentz":

@@ -117,7 +117,8 @@ def _prepare_kernel(
         x = tl.load(pointer, inside[:, None] & (at < D)[None, :], 0.0).to(tl.float32)
         x = x / divisor[:, None]
         if ROUND_TF32:  # to nearest, ten bits of mantissa kept
-            x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+            nearest = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+            x = tl.where(x == x, nearest, x)  # the carry would turn a GPU's NaN into -0
         rounded = x.to(n.dtype.element_ty)
         tl.store(
             n + row.to(tl.int64)[:, None] * WIDTH + at[None, :], rounded, inside[:, None] & (at < WIDTH)[None, :]
@@ -139,7 +140,7 @@ def _radius(norm, c, SPACE: tl.constexpr):
     """r = sqrt(c) d(0, x) and s = sinh r of rows of that norm; zeros where there is no radius."""
     t = tl.sqrt_rn(c) * norm
     if SPACE == TANGENT:
-        r = tl.minimum(t, RADIUS_LIMIT)
+        r = tl.where(t > RADIUS_LIMIT, RADIUS_LIMIT, t)  # a GPU's minimum would drop NaN
         s = sinh(r)
     elif SPACE == HYPERBOLOID:
         r = asinh(t)

@@ -7,6 +7,7 @@ shown without a GPU. What that leaves to a GPU: its own sums over lanes, convers
 Memory that nothing wrote is NaN here (torch fills it in deterministic mode), so an unwritten place shows.
 """
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -375,18 +376,18 @@ def test_the_triton_twin_of_the_gradients_agrees(device, dtype, space):
 def test_level_infonce_starts_and_ends_with_these_rows(device, monkeypatch, dtype, geometry, space):
     """Values and gradients against the reference, with Triton's kernels between `prepare` and `to_inputs`."""
     infonce = pytest.importorskip("bioclip_hc.kernels.triton_infonce")
-    called = Counter()
+    called, shipped = Counter(), infonce.config_for
 
-    def prepare(*arguments):
-        called["prepare"] += 1
-        return infonce.Side(*cuda.prepare(*arguments))
+    def counted(name, function):
+        def call(*arguments):
+            called[name] += 1
+            return function(*arguments)
 
-    def to_inputs(v, order, dn, dr, side, factor, curv, space):
-        called["to_inputs"] += 1
-        return cuda.to_inputs(v, order, dn, dr, side.polar, factor, curv, space)
+        return call
 
-    monkeypatch.setattr(infonce.tiles, "prepare", prepare)
-    monkeypatch.setattr(infonce, "_to_inputs", to_inputs)
+    monkeypatch.setattr(infonce, "config_for", lambda *of: dataclasses.replace(shipped(*of), rows="cuda"))
+    for name in ("prepare", "to_inputs"):
+        monkeypatch.setattr(cuda, name, counted(name, getattr(cuda, name)))
     g = torch.Generator().manual_seed(0)
     taxa = torch.randint(-1, 12, (40, 2), generator=g).to(device)
     rank, taxon = (torch.randint(0, high, (50,), generator=g).to(device) for high in (2, 12))
