@@ -276,6 +276,8 @@ def origin_table() -> str:
 def batch_table() -> str:
     """Rows: what runs; columns: scale and what is compared."""
     cases = [("tiled, fp32", "tiled", torch.float32, False)]
+    if why_not("cpu", torch.device("cpu")) is None:
+        cases += [("cpu, fp32", "cpu", torch.float32, False), ("cpu, bf16", "cpu", torch.bfloat16, False)]
     if why_not("triton", torch.device("cpu")) is None:
         cases += [
             ("triton, fp32", "triton", torch.float32, False),

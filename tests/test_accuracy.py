@@ -9,6 +9,8 @@ from bioclip_hc.kernels.backends import why_not
 from bioclip_hc.kernels.reference import exp_map0
 
 ON_CPU = why_not("triton", torch.device("cpu"))
+NO_LIBRARY = why_not("cpu", torch.device("cpu"))
+needs_library = pytest.mark.skipif(NO_LIBRARY is not None, reason=str(NO_LIBRARY))
 needs_interpreter = pytest.mark.skipif(ON_CPU is not None, reason=f"triton on the CPU: {ON_CPU}")
 
 
@@ -26,8 +28,9 @@ def test_pairs_are_where_they_are_said_to_be(radius, distance):
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
-def test_the_contract_in_fp32(scale):
-    error = accuracy.batch_error(scale, "tiled")
+@pytest.mark.parametrize("backend", ["tiled", pytest.param("cpu", marks=needs_library)])
+def test_the_contract_in_fp32(backend, scale):
+    error = accuracy.batch_error(scale, backend)
     assert 0 < error.nll <= 2e-6
     assert max(error[1:]) <= 1e-5
 
