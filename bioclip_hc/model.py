@@ -372,16 +372,14 @@ def _encode_text(clip: Any, tokens: Tensor) -> Tensor:
     L = tokens.shape[1]
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:L].to(dtype)
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:L, :L]))
-    pool, eos = ("text_pool_type", "text_eos_id") if tower is clip else ("pool_type", "eos_id")
-    x = text_global_pool(x, tokens, getattr(tower, pool), eos_token_id=getattr(tower, eos, None))
-    return _project(tower, x)
+    return _project(tower, _pooled(tower, x, tokens))
 
 
 def _encode_packed(clip: Any, texts: PackedTexts) -> Tensor:
     """open_clip's encode_text of packed texts: nodes at their own positions, seeing their ancestors."""
     tower = getattr(clip, "text", clip)
-    if not (_is_causal(tower) and _pool(tower) in ("argmax", "eos")):  # both take the end token, a text's last
-        return _encode_text(clip, texts.padded)
+    if not _is_causal(tower):
+        return _encode_text(clip, texts.padded())
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(texts.tokens).to(dtype)
     x = x + nn.functional.embedding(texts.position, tower.positional_embedding).to(dtype)
@@ -389,7 +387,8 @@ def _encode_packed(clip: Any, texts: PackedTexts) -> Tensor:
     mask = torch.zeros(sees.shape, dtype=dtype, device=x.device).masked_fill_(~sees, -math.inf)
     heads = tower.transformer.resblocks[0].attn.num_heads
     x = tower.transformer(x, attn_mask=mask.repeat_interleave(heads, 0))
-    return _project(tower, tower.ln_final(x.flatten(0, 1)[texts.end]))
+    node = _pooled(tower, texts.node, texts.padded())  # the rule is open_clip's, applied to where the tokens are
+    return _project(tower, tower.ln_final(x.flatten(0, 1)[node]))
 
 
 def _project(tower: Any, x: Tensor) -> Tensor:
@@ -397,6 +396,12 @@ def _project(tower: Any, x: Tensor) -> Tensor:
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _pooled(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """Of x (U, L, ...) what open_clip takes for each text."""
+    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    return text_global_pool(x, tokens, _pool(tower), eos_token_id=eos)
 
 
 def _pool(tower: Any) -> str | None:

@@ -29,18 +29,16 @@ class PackedTexts:
         position: (S, L) int64, the node's place in its texts.
         stop: (S, L) int64, the first place in the sequence after the node's descendants: nodes at [own place, stop)
             see it, and no others do.
-        end: (U,) int64, where the last token of each text is, counted over all sequences.
-        padded: (U, longest) int64, the same texts one by one, padded with 0: for towers that are not causal.
+        node: (U, longest) int64, where each token of each text is, counted over all sequences; -1 in padding.
     """
 
     tokens: Tensor
     position: Tensor
     stop: Tensor
-    end: Tensor
-    padded: Tensor
+    node: Tensor
 
     def __len__(self) -> int:
-        return len(self.end)
+        return len(self.node)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedTexts:
         """The same on a device."""
@@ -49,6 +47,10 @@ class PackedTexts:
     def pin_memory(self) -> PackedTexts:
         """The same in page-locked memory; torch's loader calls it."""
         return self._each(lambda x: x.pin_memory())
+
+    def padded(self) -> Tensor:
+        """(U, longest) int64: the same texts one by one, padded with 0."""
+        return self.tokens.flatten()[self.node.clamp_min(0)].masked_fill(self.node < 0, 0)
 
     def sees(self) -> Tensor:
         """(S, L, L) bool: whether a node (row) attends to another (column)."""
@@ -66,14 +68,19 @@ def pack(texts: Sequence[Sequence[int]], width: int = WIDTH) -> PackedTexts:
         width: the most nodes of a sequence; a longer text has a sequence of its own length.
 
     No texts are one sequence of padding, which the tower takes like any other.
+
+    Raises:
+        ValueError: a text without tokens, by its index.
     """
+    if not all(map(len, texts)):
+        raise ValueError(f"text {next(i for i, text in enumerate(texts) if not len(text))} has no tokens")
     rows = [_Row()]
-    end: list[tuple[int, int]] = [(0, 0)] * len(texts)
+    paths: list[tuple[int, list[int]]] = [(0, [])] * len(texts)
     for i in sorted(range(len(texts)), key=lambda i: tuple(texts[i])):  # depth first: neighbours share the most
         if not rows[-1].add(texts[i], width):
             rows.append(_Row())
             rows[-1].add(texts[i], width)
-        end[i] = len(rows) - 1, rows[-1].path[-1]
+        paths[i] = len(rows) - 1, rows[-1].path.copy()
     length = max(1, *(len(row.tokens) for row in rows))
     tokens, position = (np.zeros((len(rows), length), np.int64) for _ in range(2))
     stop = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding sees itself, for a softmax needs something
@@ -81,12 +88,10 @@ def pack(texts: Sequence[Sequence[int]], width: int = WIDTH) -> PackedTexts:
         row.close(0)
         n = len(row.tokens)
         tokens[s, :n], position[s, :n], stop[s, :n] = row.tokens, row.position, row.stop
-    longest = max(map(len, texts), default=1)
-    padded = np.zeros((len(texts), longest), np.int64)
-    for i, text in enumerate(texts):
-        padded[i, : len(text)] = text
-    flat = np.array([s * length + place for s, place in end], np.int64)
-    return PackedTexts(*map(torch.from_numpy, (tokens, position, stop, flat, padded)))
+    node = np.full((len(texts), max(map(len, texts), default=1)), -1)
+    for i, (s, path) in enumerate(paths):
+        node[i, : len(path)] = np.array(path) + s * length
+    return PackedTexts(*map(torch.from_numpy, (tokens, position, stop, node)))
 
 
 class _Row:

@@ -76,7 +76,7 @@ def joined(parts):
         "text_rank": torch.cat([part.text_rank for part in parts]),
         "text_taxon": torch.cat([part.text_taxon for part in parts]),
         "indices": torch.cat([part.indices for part in parts]),
-        "texts": ["".join(chr(c) for c in row if c) for part in parts for row in part.tokens.padded.tolist()],
+        "texts": ["".join(chr(c) for c in row if c) for part in parts for row in part.tokens.padded().tolist()],
         "bad": [sample for part in parts for sample in part.bad],
     }
 

@@ -346,3 +346,17 @@ def test_names_that_lead_nowhere(tmp_path):
         create_model("ViT-Z-99")
     with pytest.raises(FileNotFoundError, match=r"model configuration .* does not exist"):
         create_model(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "pool", [{"pool_type": "eos", "eos_id": 2}, {"pool_type": "argmax"}, {"pool_type": "first"}]
+)
+def test_packed_texts_are_pooled_by_the_towers_rule(tmp_path, pool):
+    """As the padded ones, where padding is 1 and not 0 (as XLM-V has it), and no end token is the largest."""
+    towers = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 9, "vocab_size": 99, "width": 32, "heads": 2, "layers": 2, **pool}
+    path = tmp_path / f"tiny_{'_'.join(map(str, pool.values()))}.json"
+    path.write_text(json.dumps({"embed_dim": 16, "custom_text": True, "vision_cfg": towers, "text_cfg": text}))
+    model = create_model(path, geometry="euclidean").double()
+    rows = torch.tensor([[0, 7, 50, 8, 2, 1, 1, 1, 1], [0, 7, 50, 2, 1, 1, 1, 1, 1], [0, 7, 2, 1, 1, 1, 1, 1, 1]])
+    torch.testing.assert_close(model.encode_text(pack(rows.tolist())), model.clip.encode_text(rows))

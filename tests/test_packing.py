@@ -19,8 +19,8 @@ def unpacked(texts):
     """The texts again: what each end node sees, in order of position."""
     sees, length = texts.sees(), texts.tokens.shape[1]
     found = []
-    for end in texts.end.tolist():
-        s, place = divmod(end, length)
+    for path in texts.node.tolist():
+        s, place = divmod(path[path.index(-1) - 1] if -1 in path else path[-1], length)
         nodes = sees[s, place].nonzero().flatten()
         assert texts.position[s, nodes].tolist() == list(range(len(nodes)))
         found.append(texts.tokens[s, nodes].tolist())
@@ -38,7 +38,7 @@ def test_every_text_is_read_back(seed, width):
     packed = pack(texts, width)
     assert unpacked(packed) == texts
     assert packed.tokens.shape[1] <= max(width, *map(len, texts))
-    assert [[t for t in row if t] for row in packed.padded.tolist()] == texts
+    assert [[t for t in row if t] for row in packed.padded().tolist()] == texts
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,18 +67,23 @@ def test_sequences_depend_on_the_set_of_texts_only():
     texts = random_texts(0)
     one, two = pack(texts, 20), pack(texts[::-1], 20)
     assert torch.equal(one.tokens, two.tokens)
-    assert torch.equal(one.end, two.end.flip(0))
+    assert torch.equal(one.node, two.node.flip(0))
 
 
 def test_no_texts():
     packed = pack([])
     assert len(packed) == 0
     assert packed.tokens.tolist() == [[0]]
-    assert packed.padded.shape == (0, 1)
+    assert packed.padded().shape == (0, 1)
 
 
 def test_packed_texts_travel():
     packed = pack(random_texts(0))
     for copy in (packed.to("cpu", non_blocking=True), pickle.loads(pickle.dumps(packed))):
         assert unpacked(copy) == unpacked(packed)
-        assert torch.equal(copy.padded, packed.padded)
+        assert torch.equal(copy.padded(), packed.padded())
+
+
+def test_a_text_without_tokens_is_named():
+    with pytest.raises(ValueError, match="text 1 has no tokens"):
+        pack([[1, 2], []])

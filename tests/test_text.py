@@ -93,6 +93,6 @@ def test_packed_tokens_are_the_same_texts(tree):
     tokens = TaxonTokens(tree, TextForm(), open_clip.get_tokenizer("ViT-B-32"))
     taxa = np.arange(tree.size)[::-1]
     packed = tokens.packed(taxa)
-    assert torch.equal(packed.padded, tokens(taxa))
-    assert packed.tokens.numel() < packed.padded.numel()
+    assert torch.equal(packed.padded(), tokens(taxa))
+    assert packed.tokens.numel() < packed.padded().numel()
     assert len(tokens.packed(np.empty(0, np.int64))) == 0

@@ -58,7 +58,7 @@ def embed_taxa(
     device = next(model.parameters()).device
     tokens = TaxonTokens(taxonomy, form or text_form(model), tokenizer)
     parts = np.array_split(np.arange(taxonomy.size), max(1, -(-taxonomy.size // batch_size)))
-    rows = [model.encode_text(tokens(part).to(device)).float().cpu() for part in parts if len(part)]
+    rows = [model.encode_text(tokens.packed(part).to(device)).float().cpu() for part in parts if len(part)]
     return torch.cat(rows) if rows else torch.empty(0, model.embed_dim)
 
 
