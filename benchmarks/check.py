@@ -20,11 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import Record, Row, from_pytest, read, results_path
+from records import Missing, Record, Row, from_pytest, read, results_path
 
 HERE = Path(__file__).parent
 TIME_MARGIN, TIME_SLACK = 0.25, 0.05  # of the ratio, and added to it
 MEMORY_MARGIN, MEMORY_SLACK_MIB = 0.10, 8.0
+DIFFER = "runs that differ"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Finding:
 
     @property
     def worse(self) -> bool:
-        return self.now > self.bound
+        return not self.now <= self.bound  # NaN is worse
 
     def __str__(self) -> str:
         verdict = "WORSE" if self.worse else "fine"
@@ -66,7 +67,7 @@ def _findings(name: str, before: Row, now: Row, base_before: Row | None, base_no
         bound = before.peak_mib * (1 + MEMORY_MARGIN) + MEMORY_SLACK_MIB
         yield Finding(f"{name}: peak MiB", before.peak_mib, now.peak_mib, bound)
     if before.figures.get("repeatable"):
-        yield Finding(f"{name}: runs that differ", 0, 1 - bool(now.figures.get("repeatable")), 0)
+        yield Finding(f"{name}: {DIFFER}", 0, 1 - bool(now.figures.get("repeatable")), 0)
 
 
 def _slower(name: str, before: float, now: float) -> Finding:
@@ -74,16 +75,35 @@ def _slower(name: str, before: float, now: float) -> Finding:
 
 
 def better_of(first: list[Finding], second: list[Finding]) -> list[Finding]:
-    """Of each figure the lower one of two runs."""
+    """Of each figure the lower one of two runs; of runs that differ once, that they do."""
     again = {finding.name: finding for finding in second}
-    return [min(f, again.get(f.name, f), key=lambda f: f.now) for f in first]
-
-
-def failures(run: Record) -> list[str]:
-    """Ways of ours that failed, and by what."""
     return [
+        f if f.name.endswith(DIFFER) else min(f, again.get(f.name, f), key=lambda f: (f.worse, f.now))
+        for f in first
+    ]
+
+
+def failures(baseline: Record, run: Record) -> list[str]:
+    """What failed, and what of ours should have been compared and could not be."""
+    found = [
         f"FAILED: {m.suite}: {m.group}: {m.way}: {m.reason}" for m in run.missing if m.reason.startswith("failed")
     ]
+    for key in run.problems():
+        before, now = baseline.group(key), run.group(key)
+        name = f"{key[0]}: {key[1]}"
+        found += [f"NOT MEASURED: {name}: {w}" for w, row in before.items() if row.own and w not in now]
+        found += [f"NOT IN THE BASELINE: {name}: {w}" for w, row in now.items() if row.own and w not in before]
+        for w in (w for w, row in before.items() if row.own and w in now):
+            lost = [
+                what
+                for what in ("floor", "peak_mib")
+                if getattr(before[w], what) is not None and getattr(now[w], what) is None
+            ]
+            base_before, base_now = baseline.base(key), run.base(key)
+            if base_before is not None and (base_now is None or base_now.way != base_before.way):
+                lost.append("base")
+            found += [f"LOST: {name}: {w}: {what}" for what in lost]
+    return found
 
 
 def measure() -> Record:
@@ -95,10 +115,14 @@ def measure() -> Record:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
         command = [sys.executable, "-m", "pytest", str(HERE), "--in-check", "--benchmark-quiet"]
-        subprocess.run([*command, "--benchmark-json", str(path)], check=False, cwd=HERE.parent)
+        command += ["--continue-on-collection-errors", "--benchmark-json", str(path)]
+        status = subprocess.run(command, check=False, cwd=HERE.parent).returncode
         if not path.exists():
             raise SystemExit("the benchmarks measured nothing; run pytest benchmarks --in-check to see why")
-        return from_pytest(json.loads(path.read_text(encoding="utf-8")))
+        run = from_pytest(json.loads(path.read_text(encoding="utf-8")))
+        if status and not any(m.reason.startswith("failed") for m in run.missing):  # before a call: no way is named
+            run.missing.append(Missing("pytest", "a suite", "", f"failed: pytest ended with {status}"))
+        return run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not path.exists():
         raise SystemExit(f"no results of this CPU to compare with, {path.name}; make bench measures them")
     baseline = read(path)
-    findings, failed = compare(baseline, run), failures(run)
+    findings, failed = compare(baseline, run), failures(baseline, run)
     if any(f.worse for f in findings) and options.run is None:
         findings = better_of(findings, compare(baseline, measure()))
     print(*findings, *failed, sep="\n")

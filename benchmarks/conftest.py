@@ -14,6 +14,7 @@ import probe
 import pytest
 import torch
 
+collect_ignore = ["bench_kernels.py", "bench_prepare.py"]  # commands, for a GPU
 NOT_MEASURED = pytest.StashKey[list[dict[str, str]]]()
 
 
@@ -69,10 +70,16 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Add what was not measured, and which suite each benchmark is of."""
+    """Add what was not measured, and which suite each benchmark is of; leave out what failed after its timing."""
     output_json["not_measured"] = config.stash[NOT_MEASURED]
+    failed = [tuple(m[key] for key in ("suite", "group", "way")) for m in output_json["not_measured"]]
     for benchmark in output_json["benchmarks"]:
         benchmark["suite"] = Path(benchmark["fullname"].split("::")[0]).stem
+    output_json["benchmarks"] = [
+        benchmark
+        for benchmark in output_json["benchmarks"]
+        if (benchmark["suite"], benchmark["group"], benchmark["extra_info"].get("way", "")) not in failed
+    ]
 
 
 def _installed(name: str) -> bool:

@@ -26,8 +26,13 @@ def peak_beyond_results(call: Callable[[], int]) -> float:
     return (_kib("VmHWM") - before) / 1024 - results / 2**20
 
 
-def _kib(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def available_gib() -> float:
+    """GiB that the machine can give without swapping, at the moment."""
+    return _kib("MemAvailable", "/proc/meminfo") / 2**20
+
+
+def _kib(field: str, path: str = "/proc/self/status") -> int:
+    for line in Path(path).read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"{path} has no {field}")

@@ -153,7 +153,10 @@ def _compiled_eager() -> Loss:
 
 
 def compiled_once(p: Problem) -> Tensor:
-    """`eager` through torch.compile, one compilation for all sizes: on a CPU each costs half a minute."""
+    """`eager` through torch.compile, shapes dynamic: on a CPU a compilation costs half a minute.
+
+    It still compiles anew beyond some sizes: call it once at a size before its time counts.
+    """
     return _compiled_for_all_sizes()(p)
 
 

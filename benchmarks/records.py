@@ -9,7 +9,9 @@ the groups that it measured completely, and cannot leave a file with half of the
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,17 +95,28 @@ class Record:
 
 
 def from_pytest(content: dict[str, Any]) -> Record:
-    """A run as pytest-benchmark and conftest.py wrote it.
+    """A run as pytest-benchmark and conftest.py wrote it. What is no possible figure counts as failed.
 
     Raises:
         ValueError: a benchmark says no group or no way, or two are the same.
     """
     rows = [_row(benchmark) for benchmark in content["benchmarks"]]
-    twice = {(*row.key, row.way) for row in rows if [(*r.key, r.way) for r in rows].count((*row.key, row.way)) > 1}
-    if twice:
-        raise ValueError(f"each way of a group must be measured once; more often were {sorted(twice)}")
+    count = Counter((*row.key, row.way) for row in rows)
+    if count and max(count.values()) > 1:
+        twice = sorted(name for name, times in count.items() if times > 1)
+        raise ValueError(f"each way of a group must be measured once; more often were {twice}")
     missing = [Missing(**(m | {"suite": m["suite"].removeprefix("bench_")})) for m in content["not_measured"]]
-    return Record(_card(content), rows, missing)
+    missing += [Missing(*row.key, row.way, f"failed: {_impossible(row)}") for row in rows if _impossible(row)]
+    return Record(_card(content), [row for row in rows if not _impossible(row)], missing)
+
+
+def _impossible(row: Row) -> str:
+    """Which figures of a row no measurement can give, in words."""
+    times = {"least": row.least, "median": row.median, "floor": 1.0 if row.floor is None else row.floor}
+    found = [f"{name} {value} s" for name, value in times.items() if not 0 < value < math.inf]
+    if row.peak_mib is not None and not math.isfinite(row.peak_mib):
+        found.append(f"peak {row.peak_mib} MiB")
+    return ", ".join(found)
 
 
 def _row(benchmark: dict[str, Any]) -> Row:

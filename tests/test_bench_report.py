@@ -124,6 +124,7 @@ def test_skipped(benchmark):
 
 def test_failed(benchmark):
     name(benchmark, "g", "broken")
+    record(benchmark, lambda: (), 1)
     assert False, "wrong"
 
 def in_check(x):
@@ -155,7 +156,7 @@ def test_a_run_says_what_it_measured_and_what_not(tmp_path):
     group = record.group(("try", "g"))
     assert {row.way: (row.base, row.rounds) for row in group.values()} == {OURS: (True, 2), "once": (False, 1)}
     assert record.missing_of(("try", "g")) == {"slow": "too slow", "broken": "failed: AssertionError: wrong"}
-    assert check.failures(record) == ["FAILED: try: g: broken: failed: AssertionError: wrong"]
+    assert check.failures(record, record) == ["FAILED: try: g: broken: failed: AssertionError: wrong"]
     assert group[OURS].peak_mib < 24  # the result itself, 32 MiB, does not count
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -104,14 +105,36 @@ def test_every_problem_of_the_loss_has_ours_its_base_and_sizes_to_32k():
     for case in CASES:
         ways.setdefault(case.group, []).append(case)
     assert {case.n for case in CASES} == {1024, 2048, 4096, 8192, 16384, 32768}
-    assert len(ways) == 6 * 2 * 2 * 2
-    for cases in ways.values():
+    fp32 = {group: cases for group, cases in ways.items() if not group.endswith(", bf16")}
+    assert len(fp32) == 6 * 2 * 2 * 2
+    assert all(f"{group}, bf16" in ways for group in fp32)
+    assert {case.dtype for cases in fp32.values() for case in cases} == {torch.float32}
+    for cases in fp32.values():
         names = [case.way for case in cases]
         assert len(set(names)) == len(names)
         assert names.count(peers.OURS) == names.count(bench_loss.BASES[cases[0].mode]) == 1
 
 
-def test_ours_runs_everywhere_and_what_is_left_out_says_why():
+def test_a_way_that_finds_another_loss_fails(monkeypatch):
+    monkeypatch.setattr(bench_loss, "_first", {})
+    one, other = (bench_loss.Case(64, "dense", "lorentz", "forward", way) for way in (peers.OURS, "meru"))
+    bench_loss.agree(one, 2.0)
+    bench_loss.agree(other, 2.0001)
+    bench_loss.agree(one._replace(way=f"{peers.OURS}, bf16"), 2.03)
+    bench_loss.agree(other._replace(n=128), 3.0)
+    for wrong in (2.001, math.nan):
+        with pytest.raises(AssertionError, match=f"that of {peers.OURS} 2"):
+            bench_loss.agree(other, wrong)
+
+
+def test_every_way_is_warm_up_to_8192():
+    for case in CASES:
+        if case.n <= 8192 or case.way == "torch.compile":
+            assert bench_loss.rounds(case) > 0
+
+
+def test_ours_runs_everywhere_and_what_is_left_out_says_why(monkeypatch):
+    monkeypatch.setattr(bench_loss, "MEMORY_GIB", 16.0)
     reasons = {case: bench_loss.why_not(case) for case in CASES}
     assert all(reason is None for case, reason in reasons.items() if case.way == peers.OURS)
     assert all("NVIDIA GPU" in reason for case, reason in reasons.items() if case.way == "inf-cl")
