@@ -52,6 +52,7 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
+        library.unlink(missing_ok=True)  # of an earlier build: it would outlive the sources that it was made from
         try:
             compile_library(library, Path(self.build_temp))
         except (OSError, subprocess.CalledProcessError) as error:
@@ -85,7 +86,7 @@ def compile_library(library: Path, temporary: Path) -> None:
         OSError: no compiler; $CXX, or c++.
         CalledProcessError: it failed.
     """
-    compiler = os.environ.get("CXX", "c++").split()
+    compiler = (os.environ.get("CXX") or "c++").split()
     extra = os.environ.get("CXXFLAGS", "").split()
     temporary.mkdir(parents=True, exist_ok=True)
     jobs = [("kernels", name, [f"-DINSTRUCTION_SET={name}", *flags]) for name, flags in INSTRUCTION_SETS.items()]
@@ -119,6 +120,7 @@ setup(
     ext_modules=[
         Extension(
             CPU_LIBRARY,
+            optional=True,  # else an editable install fails where there is nothing to copy
             sources=[str(CPU / f"{name}.cpp") for name in ("kernels", "dispatch", "parallel")],
             depends=sorted(
                 str(path) for path in Path("csrc").rglob("*") if path.is_file()

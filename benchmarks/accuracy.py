@@ -97,7 +97,7 @@ def polar(v: Tensor, w: Tensor, rounding: Callable[[Tensor], Tensor]) -> Answer:
     (n, x), (m, y) = (_rounded(side, everyone, rounding) for side in sides)
     tile = epilogue.Tile(n @ m.T, x, y, nothing, nothing, None, None, 0, None, -SCALE, u_floor(n.dtype))
     u, gap = epilogue._cosh_minus_one(tile)
-    logits = epilogue._logits(tile, u)
+    logits = epilogue._similarity(tile, u) * tile.factor
     radii = torch.zeros(2, len(v))
     dS = epilogue._lorentz_backward(tile, torch.eye(len(v)) * -SCALE, u, gap, *radii)
     gradients = []

@@ -24,7 +24,7 @@ def choose_backend(backend: str | None, device: torch.device, dtype: torch.dtype
         reason = why_not(best, device, dtype)
         if reason is None:
             return best
-        if dtype != torch.float64:
+        if dtype != torch.float64 and not torch.compiler.is_compiling():  # a warning would break the graph
             _warn(f"level_infonce and its kin run on plain torch instead of {best!r}: {reason}")
         return "tiled"
     if backend not in BACKENDS:

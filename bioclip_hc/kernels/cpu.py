@@ -25,6 +25,7 @@ from bioclip_hc.kernels.objective import Objective, compute_dtype
 
 # setup.py builds it here; the variable names another, as the sanitizers' build does
 LIBRARY = Path(os.environ.get("BIOCLIP_HC_CPU_LIBRARY", Path(__file__).with_name("libbioclip_hc_cpu.so")))
+LAYOUT = 1  # of csrc/cpu/kernels.h
 FEATURE_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -96,11 +97,14 @@ def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     if not LIBRARY.is_file():
         return (
-            f"{LIBRARY.name} was not built, as no C++ compiler was found or it failed; "
-            "install g++ or clang++ and reinstall bioclip_hc"
+            f"{LIBRARY.name} was not built, as no C++ compiler was found or it failed (there is no {LIBRARY}); "
+            "install g++ or clang++ and reinstall bioclip_hc with pip's --no-cache-dir"
         )
     try:
         library = ctypes.CDLL(str(LIBRARY))
+        library.bioclip_hc_layout.restype = c_int64
+        if library.bioclip_hc_layout() != LAYOUT << 32 | ctypes.sizeof(Kernels) << 16 | ctypes.sizeof(_Tile):
+            return f"{LIBRARY.name} was built from other sources; reinstall bioclip_hc with pip's --no-cache-dir"
         library.bioclip_hc_kernels.restype = POINTER(Kernels)
         library.bioclip_hc_kernels.argtypes = [c_char_p]
     except (OSError, AttributeError) as error:

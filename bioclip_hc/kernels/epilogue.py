@@ -50,7 +50,7 @@ class Tile:
     first: int  # position of the tile's first column
     bias: Tensor | None  # (cols,)
     factor: float  # a logit is factor times the product, or factor times sqrt(c) d
-    floor: float  # cosh(sqrt(c) d) - 1, in units of s_i s_j, at which a distance's gradient is noise
+    floor: float = 0.0  # cosh(sqrt(c) d) - 1, in units of s_i s_j, at which a distance's gradient is noise
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Epilogue(Protocol):
         ...
 
     def backward(self, t: Tile, rows: Pull, cols: Pull, row_radius: Tensor, col_radius: Tensor) -> Tensor | float:
-        """Turn the tile into dL/dproduct; add dL/dr of rows and columns (Lorentz). Returns the sum of W l."""
+        """Turn the tile into dL/dproduct; add dL/dr of rows and columns (Lorentz). Returns sum W l / factor."""
         ...
 
     def add_rows(self, part: Tensor, order: Tensor, total: Tensor) -> None:
@@ -133,7 +133,9 @@ class Epilogue(Protocol):
         ...
 
     def keep_best(self, t: Tile, columns: Tensor, value: Tensor, index: Tensor) -> None:
-        """Merge a tile into the best so far, value and index (rows, k); of equals the first that came stays.
+        """Merge a tile into the best so far, value and index (rows, k).
+
+        Of equals the first that came stays. NaN comes before all numbers, to show what is wrong.
 
         A value is factor times the product, or for Lorentz factor times cosh(sqrt(c) d) - 1.
         """
@@ -157,7 +159,7 @@ class TorchEpilogue:
         h.copy_(n.square().sum(1).div_(2))
 
     def forward(self, t: Tile, rows: Running, cols: Running) -> None:
-        l = _logits(t, None if t.x is None else _cosh_minus_one(t)[0])
+        l = _similarity(t, None if t.x is None else _cosh_minus_one(t)[0]).mul_(t.factor)
         positive, row_mask, col_mask = _marks(t)
         for running, piece, mask, dim in (
             (rows, l if t.bias is None else l + t.bias, row_mask, 1),
@@ -170,7 +172,8 @@ class TorchEpilogue:
 
     def backward(self, t: Tile, rows: Pull, cols: Pull, row_radius: Tensor, col_radius: Tensor) -> Tensor | float:
         apart = None if t.x is None else _cosh_minus_one(t)
-        l = _logits(t, None if apart is None else apart[0])
+        similarity = _similarity(t, None if apart is None else apart[0])
+        l = similarity * t.factor
         positive, row_mask, col_mask = _marks(t)
         W = ((l if t.bias is None else l + t.bias) - rows.lse[:, None]).exp_().mul_(rows.push[:, None])
         if row_mask is not None:
@@ -178,7 +181,7 @@ class TorchEpilogue:
         of_cols = (l - cols.lse).exp_().mul_(cols.push)
         W.add_(of_cols if col_mask is None else of_cols.masked_fill_(col_mask, 0))
         W.sub_((rows.pull[:, None] + cols.pull).mul_(positive))
-        total = l.mul_(W).sum(dtype=torch.float64)
+        total = similarity.mul_(W).sum(dtype=torch.float64)
         W.mul_(t.factor)
         if apart is not None:
             W = _lorentz_backward(t, W, *apart, row_radius, col_radius)
@@ -210,7 +213,7 @@ class TorchEpilogue:
         k = value.shape[1]
         if k == 1:  # max returns the first maximum
             top, place = found.max(1, keepdim=True)
-            better = top > value
+            better = (top > value) | (top.isnan() & ~value.isnan())
             index.copy_(torch.where(better, columns[place], index))
             value.copy_(torch.where(better, top, value))
             return
@@ -243,11 +246,12 @@ def _cosh_minus_one(t: Tile) -> tuple[Tensor, Tensor]:
     return u.addcmul_(difference, difference, value=0.5).clamp_(min=0), gap
 
 
-def _logits(t: Tile, u: Tensor | None) -> Tensor:
+def _similarity(t: Tile, u: Tensor | None) -> Tensor:
+    """Logits over factor: the product, or sqrt(c) d."""
     if u is None:
-        return t.product * t.factor
+        return t.product.clone()
     root = (u + 2).mul_(u).sqrt_()
-    return root.add_(u).log1p_().mul_(t.factor)
+    return root.add_(u).log1p_()
 
 
 def _lorentz_backward(t: Tile, W: Tensor, u: Tensor, gap: Tensor, row_radius: Tensor, col_radius: Tensor) -> Tensor:

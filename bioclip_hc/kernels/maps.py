@@ -79,7 +79,7 @@ def _check_curvature(curv: Tensor) -> None:
         check_positive("curv", curv)
 
 
-# -- the operators of the GPU kernels -------------------------------------------------------------------------
+# -- the operators of the fused kernels ------------------------------------------------------------------------
 
 
 def _implementation(backend: str) -> tuple[Any, Any]:

@@ -154,6 +154,7 @@ def check_values(o: Objective, curv: Tensor) -> None:
     check_positive("curv", curv)
     check_range("text_rank", o.text_rank, 0, o.image_taxa.shape[1])
     check_range("text_taxon", o.text_taxon, 0, 1 << TAXON_BITS)
+    check_range("image_taxa", o.image_taxa, -(1 << 63), 1 << TAXON_BITS)
     check_range("pair", o.pair, -1, len(o.text_rank))
     _check_pairs(o)
 
@@ -174,8 +175,9 @@ def check_range(name: str, ids: Tensor, low: int, high: int) -> None:
     if ids.is_cuda:
         torch._assert_async(~wrong.any(), f"{name} must be in [{low}, {end})")
     elif bool(wrong.any()):
-        where = int(wrong.nonzero()[0])
-        raise ValueError(f"{name} must be in [{low}, {end}), got {int(ids[where])} at index {where}")
+        where = tuple(wrong.nonzero()[0].tolist())
+        place = where[0] if len(where) == 1 else where
+        raise ValueError(f"{name} must be in [{low}, {end}), got {int(ids[where])} at index {place}")
 
 
 def _check_pairs(o: Objective) -> None:

@@ -224,7 +224,7 @@ def backward(
     x_radius, y_radius = (dx.new_zeros(len(v)) for v in (image, text))  # dL/dr; of texts by position
     dx_block, dy_block = (dx.new_empty(min(tile, len(v)), D) for v in (image, text))
     half = epilogue.halves(image, text)
-    total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l
+    total = torch.zeros((), dtype=torch.float64, device=image.device)  # sum of W l / factor
     for rank in p.ranks():
         pool = rank.rank if o.restrict else 0
         of_rows = Pull(
@@ -239,17 +239,17 @@ def backward(
                 epilogue.add_rows(part, rank.images[rows], dx)
             _to_inputs(dy, p.y, p.order[cols], y_radius[cols], curv, o.space, epilogue, dtext)
         x_radius[rank.images] += radius
-    everyone = torch.arange(len(image), device=image.device)
     dimage = dx if image.dtype == dx.dtype else torch.empty_like(image, memory_format=torch.contiguous_format)
-    for part in everyone.split(tile):
-        _to_inputs(dx[part[0] : part[-1] + 1], p.x, part, x_radius[part], curv, o.space, epilogue, dimage)
-    dscale = (total / scale).to(scale.dtype)
+    for start in range(0, len(image), tile):
+        part = torch.arange(start, min(start + tile, len(image)), device=image.device)
+        _to_inputs(dx[start : start + tile], p.x, part, x_radius[part], curv, o.space, epilogue, dimage)
+    dscale = (total if o.geometry == "euclidean" else -total / curv.sqrt()).to(scale.dtype)
     dcurv = torch.zeros_like(curv)
     if o.geometry == "lorentz":
         moved = _radius_curvature(p.x.r, x_radius, o.space)
         assert p.y.r is not None
         moved += _radius_curvature(p.y.r[p.order], y_radius, o.space)
-        dcurv = ((moved - total) / (2 * curv)).to(curv.dtype)
+        dcurv = ((moved - total * p.factor) / (2 * curv)).to(curv.dtype)
     return dimage, dtext, dscale, dcurv
 
 
@@ -279,7 +279,8 @@ def _to_inputs(
         return
     norm = side.norm[rows]
     if side.r is None:
-        epilogue.chain_rule(dn, side.v, rows, side.norm, 1 / torch.where(norm > 0, norm, 1), None, dv)
+        across = (1 / torch.where(norm > 0, norm, 1)).clamp_max(torch.finfo(norm.dtype).max)  # of denormal norms
+        epilogue.chain_rule(dn, side.v, rows, side.norm, across, None, dv)
         return
     r, root = side.r[rows], curv.sqrt()
     s = r.sinh().clamp_min(LEAST_SINH)
@@ -330,6 +331,7 @@ def rank_topk(
     ]
     x_block, y_block = Block(min(tile, len(image)), image, epilogue), Block(min(tile, len(text)), text, epilogue)
     product = value.new_empty(min(tile, len(image)) * min(tile, len(text)))
+    nothing = index.new_empty(0, dtype=torch.int32)  # no image has a positive here
     for rows in torch.arange(len(image), device=image.device).split(tile) if len(image) else ():
         part = slice(int(rows[0]), int(rows[0]) + len(rows))
         xn, xh = x_block.take(x, rows)
@@ -340,15 +342,15 @@ def rank_topk(
             y_polar = y.polar(cols)
             t = Tile(
                 S,
-                None if x_polar is None else x_polar.rows(slice(None), xh),
-                None if y_polar is None else y_polar.rows(slice(None), yh),
-                *(index.new_empty(0, dtype=torch.int32),) * 2,
-                None,
-                None,
-                0,
-                None,
-                factor,
-                0.0,
+                x=None if x_polar is None else x_polar.rows(slice(None), xh),
+                y=None if y_polar is None else y_polar.rows(slice(None), yh),
+                positive=nothing,
+                positive_end=nothing,
+                taxon=None,
+                taxon_end=None,
+                first=0,
+                bias=None,
+                factor=factor,
             )
             epilogue.keep_best(t, cols, value[part, r], index[part, r])
     if geometry == "lorentz":
@@ -395,10 +397,9 @@ def _topk_of_lists(
 
 def _pair_logits(x: Side, i: Tensor, y: Side, j: Tensor, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
     """(P,) logits of P pairs, images i and texts j."""
-    n, m = (
-        side.v[rows] if side.norm is None else unit(side.v[rows], side.norm[rows])
-        for side, rows in ((x, i), (y, j))
-    )
+    dtype = compute_dtype(x.v)
+    n, m = (side.v[rows].to(dtype) for side, rows in ((x, i), (y, j)))
+    n, m = (v if side.norm is None else unit(v, side.norm[rows]) for v, side, rows in ((n, x, i), (m, y, j)))
     S = (n * m).sum(1)
     if geometry == "euclidean":
         return scale * S

@@ -9,6 +9,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
+int64_t bioclip_hc_layout() { return LAYOUT << 32 | int64_t(sizeof(Kernels)) << 16 | int64_t(sizeof(Tile)); }
+
 const Kernels* bioclip_hc_kernels(const char* name) {
     const Kernels* able[3];
     int count = 0;

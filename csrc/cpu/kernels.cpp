@@ -47,12 +47,12 @@ struct Apart {  // how far images and texts are from each other, in Lorentz geom
 
 INLINE Apart apart(Lanes product, const Row& x, const Polar& y, int64_t j, int64_t n) {
     Apart p;
-    p.cross = x.a * load(y.b + j, n);
-    p.other = x.b * load(y.a + j, n);
+    p.cross = rounded(x.a * load(y.b + j, n));
+    p.other = rounded(x.b * load(y.a + j, n));
     p.gap = x.h + load(y.h + j, n) - product;
     p.ss = x.s * load(y.s + j, n);
     const Lanes difference = p.cross - p.other;
-    const Lanes u = p.ss * p.gap + difference * difference * 0.5f;
+    const Lanes u = rounded(p.ss * p.gap) + difference * difference * 0.5f;
     p.u = u < 0.0f ? Lanes{} : u;
     return p;
 }
@@ -61,9 +61,9 @@ INLINE Lanes hyperbolic_root(Lanes u) { return square_root(u * (u + 2.0f)); }
 
 template <bool LORENTZ>
 INLINE Lanes logit(Lanes product, const Tile& t, const Row& x, int64_t j, int64_t n) {
-    if constexpr (!LORENTZ) return product * t.factor;
+    if constexpr (!LORENTZ) return rounded(product * t.factor);
     const Lanes u = apart(product, x, t.y, j, n).u;
-    return log_one_plus(hyperbolic_root(u) + u) * t.factor;
+    return rounded(log_one_plus(hyperbolic_root(u) + u) * t.factor);
 }
 
 // Which columns of a vector lie in [first, end), given where the vector lies.
@@ -183,7 +183,7 @@ void infonce_forward(const Tile* t, const Running* rows, const Running* cols, in
 
 // -- backward ------------------------------------------------------------------------------------------------------
 
-// Returns the stripe's sum of W l, W = dL/dl.
+// Returns the stripe's sum of W l / factor, W = dL/dl.
 template <bool LORENTZ, bool MASK>
 double backward_stripe(
     const Tile& t, const Pull& rows, const Pull& cols, int64_t begin, int64_t end, float* row_radius, float* col_radius) {
@@ -196,17 +196,16 @@ double backward_stripe(
             const Marks marks(t, i);
             float* const line = t.product + i * t.stride;
             const Lanes row_lse = all(rows.lse[i]), row_push = all(rows.push[i]), row_pull = all(rows.pull[i]);
-            Lanes with_logits = {}, radius = {};
+            Lanes moved = {}, radius = {};
             for_lanes(start, stop, [&](int64_t j, int64_t n) {
                 Apart p;
-                Lanes l, root;
+                Lanes similarity = load(line + j, n), root;
                 if constexpr (LORENTZ) {
-                    p = apart(load(line + j, n), x, t.y, j, n);
+                    p = apart(similarity, x, t.y, j, n);
                     root = hyperbolic_root(p.u);
-                    l = log_one_plus(root + p.u) * t.factor;
-                } else {
-                    l = load(line + j, n) * t.factor;
+                    similarity = log_one_plus(root + p.u);
                 }
+                const Lanes l = rounded(similarity * t.factor);  // as forward had it
                 Lanes as_row = row_push * exponential((t.bias ? l + load(t.bias + j, n) : l) - row_lse);
                 Lanes as_col = load(cols.push + j, n) * exponential(l - load(cols.lse + j, n));
                 Lanes pulled = {};
@@ -220,7 +219,7 @@ double backward_stripe(
                 }
                 Lanes W = as_row + as_col - pulled;
                 if (n < LANES) W = LANE < static_cast<int32_t>(n) ? W : Lanes{};
-                with_logits += W * l;
+                moved += W * similarity;
                 if constexpr (LORENTZ) {  // q = dL/du, but 0 where u is the noise of its product
                     const Lanes q = p.u <= p.ss * t.floor ? Lanes{} : W * t.factor / root;
                     const Lanes sinh = (p.cross - p.other) * (p.cross + p.other) * 0.5f;  // of r_i - r_j
@@ -232,7 +231,7 @@ double backward_stripe(
                     store(line + j, W * t.factor, n);
                 }
             });
-            total += sum(with_logits);
+            total += sum(moved);
             if (LORENTZ) row_radius[i] += sum(radius);
         }
     }
@@ -428,10 +427,16 @@ double map_backward(
 
 // -- the best texts of a rank --------------------------------------------------------------------------------------
 
+// NaN beats every number, so that what is wrong in the features shows.
+template <typename Number>
+INLINE auto beats(Number candidate, Number other) {
+    return (candidate > other) | ((candidate != candidate) & (other == other));
+}
+
 // Keeps falling order; what comes later stays behind its equals.
 void insert(float candidate, int64_t column, int64_t k, float* value, int64_t* index) {
     int64_t place = k - 1;
-    for (; place > 0 && candidate > value[place - 1]; --place) {
+    for (; place > 0 && beats(candidate, value[place - 1]); --place) {
         value[place] = value[place - 1];
         index[place] = index[place - 1];
     }
@@ -448,11 +453,12 @@ void keep_best_of_row(const Tile& t, const int64_t* columns, int64_t i, int64_t 
         Lanes candidates = load(line + j, n);
         if constexpr (LORENTZ) candidates = apart(candidates, x, t.y, j, n).u;
         candidates = candidates * t.factor;
-        Ints better = candidates > worst;
+        Ints better = beats(candidates, worst);
         if (n < LANES) better &= LANE < static_cast<int32_t>(n);
         if (!any(better)) return;
         for (int64_t lane = 0; lane < n; ++lane) {
-            if (candidates[lane] > value[k - 1]) insert(candidates[lane], columns[j + lane], k, value, index);
+            const float candidate = candidates[lane];
+            if (beats(candidate, value[k - 1])) insert(candidate, columns[j + lane], k, value, index);
         }
         worst = all(value[k - 1]);
     });

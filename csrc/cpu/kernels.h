@@ -49,7 +49,7 @@ struct Kernels {
 
     void (*infonce_forward)(const Tile*, const Running* rows, const Running* cols, int32_t threads);
 
-    // row_radius and col_radius: dL/dr is added to them (Lorentz). Returns the sum of dL/dl times l.
+    // row_radius and col_radius: dL/dr is added to them (Lorentz). Returns the sum of dL/dl times l / factor.
     double (*infonce_backward)(
         const Tile*, const Pull* rows, const Pull* cols, float* row_radius, float* col_radius, int32_t threads);
 
@@ -80,7 +80,8 @@ struct Kernels {
         void* dv, int32_t threads);
 
     // Merges a tile into the k best so far: value (rows, k) falling, `value_stride` apart, and index likewise. A value is
-    // factor times the product, or for Lorentz factor times cosh(sqrt(c) d) - 1. Of equals the first that came stays.
+    // factor times the product, or for Lorentz factor times cosh(sqrt(c) d) - 1. Of equals the first that came stays;
+    // NaN comes before all numbers.
     void (*keep_best)(
         const Tile*, const int64_t* columns, int64_t k, float* value, int64_t* index, int64_t value_stride,
         int32_t threads);
@@ -89,6 +90,10 @@ struct Kernels {
     void (*exponentials)(const float* x, float* y, int64_t count);
     void (*logarithms)(const float* x, float* y, int64_t count);
 };
+
+// What the mirrors in cpu.py must agree with: the sizes of the structs, and a number to raise when a meaning changes.
+constexpr int64_t LAYOUT = 1;
+__attribute__((visibility("default"))) int64_t bioclip_hc_layout();
 
 // The kernels of an instruction set ("avx512", "avx2", "baseline"), of the best one where name is null; null where this
 // processor, or this build, has none of that name.

@@ -42,6 +42,17 @@ constexpr Ints LANE = {0, 1, 2, 3};
 
 INLINE Lanes all(float x) { return x - Lanes{}; }  // not Lanes{} + x, which turns -0 into 0
 
+// x as it is rounded: the compiler may not fuse the product that made it with the sum that takes it. Forward and backward
+// must make the same logit to the last bit, or exp(logit - lse) is not a share of 1.
+INLINE Lanes rounded(Lanes x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+    return x;
+}
+
 // -- memory: n numbers of a row that may end before the lanes do -------------------------------------------------
 
 template <typename Vector, typename Number>
@@ -172,7 +183,7 @@ INLINE Lanes log_one_plus(Lanes t) {
     p = p * f - 0.24999496340751648f;
     p = p * f + 0.3333320617675781f;
     p = p * f - 0.5f;
-    return n * LN2_HIGH + (f + ((p * f) * f + n * LN2_LOW));
+    return n * LN2_HIGH + (f + (rounded((p * f) * f) + n * LN2_LOW));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -265,6 +266,35 @@ def test_a_batch_whose_images_are_all_of_one_taxon():
             close(got, expected.to(got.dtype), rtol=5e-5, atol=5e-5)
 
 
+@each_instruction_set
+@each_space
+def test_backward_makes_the_logits_of_forward_to_the_last_bit(native, threads, isa, geometry, space):
+    """One taxon and mask_out leave each image its own text alone: a share of exactly 1, and no gradient at all."""
+    native(isa)
+    threads(1)
+    n = 69
+    p = problem(M=n, N=n, D=64, R=1, dtype=torch.float32)
+    p.image, p.text = p.image / 8, p.text / 8
+    p.taxa[:], p.taxon[:], p.pair = 0, 0, torch.arange(n)
+    options = {"geometry": geometry, "space": space, "targets": "mask_out", "scale": 100.0}
+    for x in forward_backward(p, "cpu", **options):
+        assert not x.any()
+
+
+def test_a_scale_of_zero_has_a_gradient():
+    p = problem()
+    for geometry in ("lorentz", "euclidean"):
+        exact = forward_backward(p, "reference", scale=0.0, geometry=geometry)
+        for got, expected in zip(forward_backward(p, "cpu", scale=0.0, geometry=geometry), exact, strict=True):
+            close(got, expected.to(got.dtype))
+
+
+def test_a_row_too_short_to_have_a_direction_does_not_spread_nan():
+    p = problem(M=4, dtype=torch.float32)
+    p.image[0], p.taxa[0], p.pair[0] = 1e-39, -1, -1
+    assert forward_backward(p, "cpu", geometry="euclidean", space="tangent")[2][0].tolist() == [0] * 4
+
+
 def test_opcheck():
     p = problem(dtype=torch.float32)
     image, text = p.image.requires_grad_(), p.text.requires_grad_()
@@ -326,6 +356,33 @@ def test_rank_topk_of_each_instruction_set(poison, native, isa, tile, k, geometr
     close(score, exact.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["tiled", "cpu"])
+@pytest.mark.parametrize("k", [1, 3])
+@each_space
+def test_a_nan_is_the_best_text(backend, k, geometry, space):
+    """What is wrong in the features must not hide behind a good score."""
+    p = problem(M=5, N=40, dtype=torch.float32)
+    p.text[17] = math.nan
+    p.rank[:] = 0
+    score, index = rank_topk(p.image, p.text, p.rank, geometry=geometry, space=space, k=k, ranks=1, backend=backend)
+    assert (index[:, 0, 0] == 17).all()
+    assert score[:, 0, 0].isnan().all()
+    assert score[:, 0, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each_space
+def test_candidates_of_each_type(dtype, geometry, space):
+    p = problem(M=3, N=9, dtype=torch.float32)
+    image, text = p.image.to(dtype), p.text.to(dtype)
+    lists = torch.tensor([0, 3, 3, 6]), torch.tensor([8, 1, 2, 0, 3, 7])
+    options = {"geometry": geometry, "space": space, "k": 2, "ranks": 3, "candidates": lists}
+    score, index = rank_topk(image, text, p.rank, backend="cpu", **options)
+    exact, place = rank_topk(image.double(), text.double(), p.rank, backend="reference", **options)
+    assert torch.equal(index, place)
+    close(score, exact.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_the_smaller_index_wins_a_tie():
     text = torch.tensor([[1.0, 2], [2, 1], [1, 2], [2, 1], [0, 0], [1, 2]]).repeat(9, 1)
     image = torch.tensor([[1.0, 1], [2, 1], [-1, 0]])
@@ -360,34 +417,41 @@ def test_without_the_library_plain_torch_runs_after_one_warning(monkeypatch, tmp
         with warnings.catch_warnings(action="error"):
             again = level_infonce(p.image, p.text, *labels, 3.0)
         assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+        compiled = torch.compile(lambda v: exp_map0(v).sum(), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(p.image), exp_map0(p.image).sum())
         with pytest.raises(ValueError, match=r"backend .cpu. cannot run here: .*was not built"):
             level_infonce(p.image, p.text, p.taxa, p.rank, p.taxon, 3.0, backend="cpu")
         (tmp_path / "libbioclip_hc_cpu.so").write_bytes(b"not a library")
         cpu._library.cache_clear()
         assert "cannot be loaded" in why_not("cpu", torch.device("cpu"))
+        cpu._library.cache_clear()
+        monkeypatch.setattr(cpu, "LIBRARY", Path(cpu.__file__).with_name("libbioclip_hc_cpu.so"))
+        monkeypatch.setattr(cpu, "LAYOUT", cpu.LAYOUT + 1)
+        assert "built from other sources" in why_not("cpu", torch.device("cpu"))
     finally:
         monkeypatch.undo()
         cpu._library.cache_clear()
         backends._warn.cache_clear()
 
 
-def test_without_a_compiler_the_package_still_builds(tmp_path):
-    command = [
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--build-lib",
-        tmp_path,
-        "--build-temp",
-        tmp_path / "t",
-    ]
+@pytest.mark.parametrize("where", [["--build-lib", "out"], ["--inplace"]])  # a wheel; an editable install
+def test_without_a_compiler_the_package_still_builds(tmp_path, where):
+    """And a library of an earlier build does not stay."""
+    for name in ("setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    built = tmp_path / ("out" if where[-1] == "out" else "") / "bioclip_hc" / "kernels" / "libbioclip_hc_cpu.so"
+    built.parent.mkdir(parents=True)
+    (tmp_path / "bioclip_hc" / "kernels").mkdir(parents=True, exist_ok=True)
+    built.write_bytes(b"old")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", "t", *where]
     environment = os.environ | {"CXX": "no-such-compiler"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "was not built" in done.stderr
     assert "no-such-compiler" in done.stderr
-    assert not list(tmp_path.rglob("*.so"))
+    if where[-1] == "out":
+        assert not built.exists()
 
 
 def test_an_unknown_instruction_set_is_refused_by_name():
