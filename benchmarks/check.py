@@ -7,6 +7,7 @@
 Compared are ours over the group's base and over its floor, each of quickest rounds and within one run, never
 seconds; peak memory; and whether runs that repeated bitwise still do. Where something is worse everything is
 measured once more, and the better of both counts: a shared machine has bad minutes, a regression has only bad ones.
+What failed in either run, what was lost since, and a suite that is absent fail too. Other versions are a warning.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import Missing, Record, Row, from_pytest, read, results_path
+from records import SAME_MACHINE, Missing, Record, Row, from_pytest, read, results_path
 
 HERE = Path(__file__).parent
 TIME_MARGIN, TIME_SLACK = 0.25, 0.05  # of the ratio, and added to it
 MEMORY_MARGIN, MEMORY_SLACK_MIB = 0.10, 8.0
 DIFFER = "runs that differ"
+CHECKED = ("loss", "maps", "topk")  # suites that have an in_check()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ def failures(baseline: Record, run: Record) -> list[str]:
     found = [
         f"FAILED: {m.suite}: {m.group}: {m.way}: {m.reason}" for m in run.missing if m.reason.startswith("failed")
     ]
+    absent = [
+        s for s in CHECKED if any(r.suite == s for r in baseline.rows) and all(r.suite != s for r in run.rows)
+    ]
+    found += [f"ABSENT: {suite}: the run has nothing of this suite" for suite in absent]
     for key in run.problems():
         before, now = baseline.group(key), run.group(key)
         name = f"{key[0]}: {key[1]}"
@@ -104,6 +110,12 @@ def failures(baseline: Record, run: Record) -> list[str]:
                 lost.append("base")
             found += [f"LOST: {name}: {w}: {what}" for what in lost]
     return found
+
+
+def changes(baseline: Record, run: Record) -> list[str]:
+    """What is another machine's or version's than the baseline's: ratios may have moved for it."""
+    cards = [(name, baseline.card.get(name), run.card.get(name)) for name in SAME_MACHINE]
+    return [f"WARNING: {name} is {now}, was {before}" for name, before, now in cards if before != now]
 
 
 def measure() -> Record:
@@ -138,8 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
     baseline = read(path)
     findings, failed = compare(baseline, run), failures(baseline, run)
     if any(f.worse for f in findings) and options.run is None:
-        findings = better_of(findings, compare(baseline, measure()))
-    print(*findings, *failed, sep="\n")
+        second = measure()
+        findings = better_of(findings, compare(baseline, second))
+        failed += [words for words in failures(baseline, second) if words not in failed]
+    print(*changes(baseline, run), *findings, *failed, sep="\n")
     worse = [f for f in findings if f.worse]
     if not findings:
         print(f"nothing to compare: no way of ours is both in the run and in {path.name}")

@@ -406,6 +406,69 @@ def test_what_is_worse_is_measured_once_more(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
+def test_what_no_measurement_gives_is_a_failure():
+    for figures in (
+        {"least": math.nan},
+        {"median": 0.0},
+        {"peak_mib": math.inf},
+        {"figures": {"floor_s": math.nan}},
+    ):
+        rows = part(made_up(), 4096).rows
+        run = records.from_pytest(
+            json.loads(as_pytest_wrote_it(records.Record(CARD, [replace(rows[0], **figures), *rows[1:]], [])))
+        )
+        assert [(r.group, r.way) for r in run.rows] == [(r.group, r.way) for r in rows[1:]]
+        said = check.failures(made_up(), run)
+        assert any(f"FAILED: loss: {rows[0].group}: {OURS}: failed: " in words for words in said), said
+        assert any(words.startswith("NOT MEASURED") for words in said)
+    assert check.Finding("x", 1.0, math.nan, 2.0).worse
+
+
+def test_what_was_lost_since_the_baseline_fails():
+    baseline, run = made_up(), part(made_up(), 4096)
+    assert check.failures(baseline, run) == []
+    where = "loss: CLIP dense, N = 4096, forward + backward"
+    without = {
+        f"NOT MEASURED: {where}: {OURS}": [r for r in run.rows if (r.way, r.group) != (OURS, where[6:])],
+        f"LOST: {where}: {OURS}: base": [r for r in run.rows if r.way != EAGER],
+        f"LOST: {where}: {OURS}: floor": [
+            replace(r, figures={}) if (r.way, r.group) == (OURS, where[6:]) else r for r in run.rows
+        ],
+    }
+    for words, rows in without.items():
+        assert check.failures(baseline, replace(run, rows=rows)) == [words]
+    both = replace(baseline, rows=[*baseline.rows, replace(run.rows[0], suite="topk")])
+    assert check.failures(both, run) == ["ABSENT: topk: the run has nothing of this suite"]
+
+
+def test_the_suites_that_are_checked_are_those_that_name_something():
+    naming = {
+        path.stem.removeprefix("bench_")
+        for path in BENCHMARKS.glob("bench_*.py")
+        if "def in_check" in path.read_text()
+    }
+    assert naming == set(check.CHECKED)
+
+
+def test_runs_that_differ_once_differ_and_failures_of_the_second_run_count(tmp_path, monkeypatch, capsys):
+    good = part(made_up(), 4096)
+    differ = replace(good, rows=[replace(r, figures=r.figures | {"repeatable": False}) for r in good.rows])
+    broken = replace(good, missing=[records.Missing("loss", good.rows[0].group, "x", "failed: wrong")])
+    baseline = tmp_path / "baseline.json"
+    records.write(baseline, made_up())
+    for runs in ([differ, good], [slower(good, 2), broken]):
+        monkeypatch.setattr(check, "measure", lambda runs=runs: runs.pop(0))
+        assert check.main(["--baseline", str(baseline)]) == 1
+    said = capsys.readouterr().out
+    assert f"WORSE: loss: CLIP dense, N = 4096, forward + backward: {OURS}: runs that differ" in said
+    assert "FAILED: loss: CLIP dense, N = 4096, forward + backward: x: failed: wrong" in said
+
+
+def test_other_versions_are_a_warning():
+    other = replace(made_up(), card=CARD | {"cores": 8})
+    assert check.changes(made_up(), other) == ["WARNING: cores is 8, was 2"]
+
+
 # -- recording
 
 

@@ -221,7 +221,25 @@ def test_dense_topk_finds_what_the_reference_finds(monkeypatch, geometry, lists,
     )  # fmt: skip
     torch.testing.assert_close(score, exact_score, rtol=1e-8, atol=1e-6)
     assert torch.equal(index, exact_index)
-    bench_topk.agree(s._replace(image=s.image.float(), text=s.text.float()), k, lists)
+    if lists:
+        score, index = bench_topk.gathered(s, k)
+        torch.testing.assert_close(score, exact_score, rtol=1e-6, atol=1e-6)
+        assert torch.equal(index, exact_index)
+    single = s._replace(image=s.image.float(), text=s.text.float())
+    score, index = bench_topk.ours(single, k, lists)
+    bench_topk.agree(single, lists, score, index)
+    wrong = index.clone()
+    wrong[0, -1, 0] = int((index[0, -1, 0] + 1) if index[0, -1, 0] + 1 < 300 else index[0, -1, 0] - 1)
+    for changed in ((score + 0.1, index), (score, wrong), (score, torch.full_like(index, -1))):
+        with pytest.raises(AssertionError):
+            bench_topk.agree(single, lists, *changed)
+
+
+def test_lists_have_a_base_that_does_not_meet_all_texts():
+    for geometry, n, k, lists, way in bench_topk.cases():
+        ways = [c[-1] for c in bench_topk.cases() if c[:4] == (geometry, n, k, lists)]
+        assert bench_topk.base_of(lists) in ways
+        assert not (lists and way == bench_topk.PRODUCTS)
 
 
 def test_a_search_is_what_it_says():
