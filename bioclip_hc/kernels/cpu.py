@@ -12,7 +12,7 @@ import ctypes
 import math
 import os
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from bioclip_hc.kernels import panel
-from bioclip_hc.kernels.epilogue import Polar, Pull, Running, Tile
+from bioclip_hc.kernels.epilogue import Features, Polar, Pull, Running, Tile
 from bioclip_hc.kernels.objective import Objective, compute_dtype
 
 # setup.py builds it here; the variable names another, as the sanitizers' build does
 LIBRARY = Path(os.environ.get("BIOCLIP_HC_CPU_LIBRARY", Path(__file__).with_name("libbioclip_hc_cpu.so")))
-LAYOUT = 1  # of csrc/cpu/kernels.h
+LAYOUT = 2  # of csrc/cpu/kernels.h
 FEATURE_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -53,6 +53,21 @@ class _Three(ctypes.Structure):
     """Running: top, sum, positives. Pull: lse, push, pull."""
 
     _fields_ = _fields(c_void_p, "first second third")
+
+
+class _Lists(ctypes.Structure):
+    _fields_ = (
+        _fields(c_void_p, "v w")
+        + _fields(c_int32, "v_type w_type")
+        + _fields(c_int64, "v_stride w_stride width")
+        + _fields(c_void_p, "v_norm w_norm")
+        + _fields(_Polar, "x y")
+        + _fields(c_void_p, "indptr indices text_rank")
+        + _fields(c_int64, "images ranks k")
+        + _fields(c_float, "factor")
+        + _fields(c_int32, "lorentz")
+        + _fields(c_void_p, "value index")
+    )
 
 
 _ROWS = (c_void_p, c_int32, c_int64)  # features, their type, their stride
@@ -87,6 +102,7 @@ class Kernels(ctypes.Structure):
             CFUNCTYPE(c_double, c_int32, c_void_p, c_void_p, c_int32, c_int64, c_int64, c_float, c_void_p, c_int32),
         ),
         ("keep_best", CFUNCTYPE(None, POINTER(_Tile), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32)),
+        ("keep_best_of_lists", CFUNCTYPE(None, POINTER(_Lists), c_int32)),
         ("exponentials", CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
         ("logarithms", CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
     ]
@@ -103,7 +119,8 @@ def _library() -> ctypes.CDLL | str:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.bioclip_hc_layout.restype = c_int64
-        if library.bioclip_hc_layout() != LAYOUT << 32 | ctypes.sizeof(Kernels) << 16 | ctypes.sizeof(_Tile):
+        sizes = (ctypes.sizeof(kind) for kind in (Kernels, _Lists, _Tile))
+        if library.bioclip_hc_layout() != reduce(lambda so_far, size: so_far << 16 | size, sizes, LAYOUT):
             return f"{LIBRARY.name} was built from other sources; reinstall bioclip_hc with pip's --no-cache-dir"
         library.bioclip_hc_kernels.restype = POINTER(Kernels)
         library.bioclip_hc_kernels.argtypes = [c_char_p]
@@ -148,16 +165,17 @@ def _pointer(x: Tensor | None) -> int | None:
     return x.data_ptr()
 
 
-def _tile(t: Tile) -> _Tile:
-    def polar(side: Polar | None) -> _Polar:
-        if side is None:
-            return _Polar()
-        return _Polar(*map(_pointer, (side.s, side.a, side.b, side.cosh, side.h)))
+def _polar(side: Polar | None) -> _Polar:
+    if side is None:
+        return _Polar()
+    return _Polar(*map(_pointer, (side.s, side.a, side.b, side.cosh, side.h)))
 
+
+def _tile(t: Tile) -> _Tile:
     marks = map(_pointer, (t.positive, t.positive_end, t.taxon, t.taxon_end))
     rows, cols = t.product.shape
     return _Tile(
-        _pointer(t.product), cols, rows, cols, polar(t.x), polar(t.y), *marks, t.first, t.x is not None,
+        _pointer(t.product), cols, rows, cols, _polar(t.x), _polar(t.y), *marks, t.first, t.x is not None,
         _pointer(t.bias), t.factor, t.floor,
     )  # fmt: skip
 
@@ -216,6 +234,26 @@ class NativeEpilogue:
         k, threads = value.shape[1], torch.get_num_threads()
         best = value.data_ptr(), index.data_ptr(), value.stride(0)
         self._do.keep_best(_tile(t), _pointer(columns), k, *best, threads)
+
+    def keep_best_of_lists(
+        self,
+        sides: tuple[Features, Features],
+        candidates: tuple[Tensor, Tensor],
+        text_rank: Tensor,
+        factor: float,
+        value: Tensor,
+        index: Tensor,
+    ) -> None:
+        (v, v_norm, x), (w, w_norm, y) = sides
+        images, ranks, k = value.shape
+        (v_pointer, v_type, v_stride), (w_pointer, w_type, w_stride) = _rows(v), _rows(w)
+        lists = _Lists(
+            v_pointer, w_pointer, v_type, w_type, v_stride, w_stride, v.shape[1],
+            _pointer(v_norm), _pointer(w_norm),
+            _polar(x), _polar(y), *map(_pointer, (*candidates, text_rank)), images, ranks, k, factor, x is not None,
+            _pointer(value), _pointer(index),
+        )  # fmt: skip
+        self._do.keep_best_of_lists(lists, torch.get_num_threads())
 
 
 @cache

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,14 @@ class Pull:
         return Pull(self.lse[part], self.push[part], self.pull[part])
 
 
+class Features(NamedTuple):
+    """One side as it came: v (rows, D), norms (rows,), None to take v as it is, and scalars, None if euclidean."""
+
+    v: Tensor
+    norm: Tensor | None
+    polar: Polar | None  # its h is not used
+
+
 class Epilogue(Protocol):
     """The steps; order, an int64 tensor, says which rows of v are meant."""
 
@@ -138,6 +146,21 @@ class Epilogue(Protocol):
         Of equals the first that came stays. NaN comes before all numbers, to show what is wrong.
 
         A value is factor times the product, or for Lorentz factor times cosh(sqrt(c) d) - 1.
+        """
+        ...
+
+    def keep_best_of_lists(
+        self,
+        sides: tuple[Features, Features],
+        candidates: tuple[Tensor, Tensor],
+        text_rank: Tensor,
+        factor: float,
+        value: Tensor,
+        index: Tensor,
+    ) -> None:
+        """Fill value and index (M, R, k), which hold -inf and -1, from each image's own list (indptr, indices).
+
+        Values are those of `keep_best`; of equals the smaller index is first.
         """
         ...
 
@@ -220,6 +243,44 @@ class TorchEpilogue:
         merged, order = torch.cat([value, found], 1).sort(dim=1, descending=True, stable=True)
         value.copy_(merged[:, :k])
         index.copy_(torch.cat([index, columns.expand_as(found)], 1).gather(1, order[:, :k]))
+
+    def keep_best_of_lists(
+        self,
+        sides: tuple[Features, Features],
+        candidates: tuple[Tensor, Tensor],
+        text_rank: Tensor,
+        factor: float,
+        value: Tensor,
+        index: Tensor,
+        pairs: int = 1 << 15,
+    ) -> None:
+        indptr, indices = candidates
+        R, k = value.shape[1:]
+        row = torch.arange(len(indptr) - 1, device=indices.device).repeat_interleave(indptr.diff())
+        chunks = zip(row.split(pairs), indices.split(pairs), strict=True)
+        found = torch.cat([_of_pairs(*sides, i, j, factor, value.dtype) for i, j in chunks] or [value.new_empty(0)])
+        group = row * R + text_rank[indices]  # sorted by group, then by falling value, then by index
+        order = indices.argsort(stable=True)
+        order = order[found[order].argsort(descending=True, stable=True)]
+        order = order[group[order].argsort(stable=True)]
+        group = group[order]
+        place = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+        kept = place < k
+        flat = group[kept] * k + place[kept]
+        value.view(-1)[flat] = found[order][kept]
+        index.view(-1)[flat] = indices[order][kept]
+
+
+def _of_pairs(x: Features, y: Features, i: Tensor, j: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """(P,) values of P pairs, images i and texts j."""
+    n, m = (side.v[rows].to(dtype) for side, rows in ((x, i), (y, j)))
+    n, m = (v if side.norm is None else unit(v, side.norm[rows]) for v, side, rows in ((n, x, i), (m, y, j)))
+    S = (n * m).sum(1)
+    if x.polar is None or y.polar is None:
+        return S * factor
+    gap = n.square().sum(1) / 2 + m.square().sum(1) / 2 - S
+    difference = x.polar.a[i] * y.polar.b[j] - x.polar.b[i] * y.polar.a[j]
+    return (difference.square() / 2 + x.polar.s[i] * y.polar.s[j] * gap).clamp_min(0) * factor
 
 
 def _marks(t: Tile) -> tuple[Tensor, Tensor | None, Tensor | None]:

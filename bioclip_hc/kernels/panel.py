@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bioclip_hc.kernels.epilogue import Epilogue, Polar, Pull, Running, Tile, TorchEpilogue
+from bioclip_hc.kernels.epilogue import Epilogue, Features, Polar, Pull, Running, Tile, TorchEpilogue
 from bioclip_hc.kernels.objective import Objective, compute_dtype
 from bioclip_hc.kernels.plan import Plan, make_plan
-from bioclip_hc.kernels.reference import MAX_RADIUS, sinhc, u_floor, unit
+from bioclip_hc.kernels.reference import MAX_RADIUS, sinhc, u_floor
 
 TILE = 1024  # rows and columns of a tile: 4 MiB in fp32, beside five blocks of (TILE, D)
 LEAST_SINH = 1e-12  # s is not taken smaller: dS / s_i is then finite, and its limit, where s_i is 0
@@ -49,6 +49,10 @@ class Side:
             return None
         r = self.r[rows]
         return Polar(r.sinh().clamp_min(LEAST_SINH), (r / 2).exp(), (-r / 2).exp(), r.cosh(), r)
+
+    def features(self) -> Features:
+        """All rows, for what is not done by blocks."""
+        return Features(self.v, self.norm, self.polar(torch.arange(len(self.v), device=self.v.device)))
 
 
 def prepare(v: Tensor, curv: Tensor, geometry: str, space: str, epilogue: Epilogue = TORCH) -> Side:
@@ -321,18 +325,33 @@ def rank_topk(
     x, y = (prepare(v, curv, geometry, space, epilogue) for v in (image, text))
     value = image.new_full((len(image), ranks, k), -math.inf, dtype=compute_dtype(image))
     index = torch.full((len(image), ranks, k), -1, dtype=torch.int64, device=image.device)
-    if candidates is not None:
-        _topk_of_lists(x, y, text_rank, scale, curv, geometry, candidates, value, index)
-        return value, index
     # farther is larger, so that distances need not be computed of all: values are -u
     factor = float(scale if geometry == "euclidean" else -scale.sign())
+    if candidates is None:
+        _scan(x, y, text_rank, factor, value, index, epilogue, tile)
+    else:
+        sides = x.features(), y.features()
+        epilogue.keep_best_of_lists(sides, candidates, text_rank, factor, value, index)
+    if geometry == "lorentz":
+        u = torch.where(index < 0, 0, value.abs())
+        score = -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())
+        value = torch.where(index < 0, -math.inf, score)
+    return value, index
+
+
+def _scan(
+    x: Side, y: Side, text_rank: Tensor, factor: float, value: Tensor, index: Tensor, epilogue: Epilogue, tile: int
+) -> None:
+    """Merge every text into value and index (M, R, k), tile by tile."""
+    images, texts, ranks = len(x.v), len(y.v), value.shape[1]
+    everyone = torch.arange(images, device=value.device)
     parts = [
         (r, cols) for r in range(ranks) for cols in (text_rank == r).nonzero().flatten().split(tile) if len(cols)
     ]
-    x_block, y_block = Block(min(tile, len(image)), image, epilogue), Block(min(tile, len(text)), text, epilogue)
-    product = value.new_empty(min(tile, len(image)) * min(tile, len(text)))
+    x_block, y_block = Block(min(tile, images), x.v, epilogue), Block(min(tile, texts), y.v, epilogue)
+    product = value.new_empty(min(tile, images) * min(tile, texts))
     nothing = index.new_empty(0, dtype=torch.int32)  # no image has a positive here
-    for rows in torch.arange(len(image), device=image.device).split(tile) if len(image) else ():
+    for rows in everyone.split(tile) if images else ():
         part = slice(int(rows[0]), int(rows[0]) + len(rows))
         xn, xh = x_block.take(x, rows)
         x_polar = x.polar(rows)
@@ -353,59 +372,3 @@ def rank_topk(
                 factor=factor,
             )
             epilogue.keep_best(t, cols, value[part, r], index[part, r])
-    if geometry == "lorentz":
-        u = torch.where(index < 0, 0, value.abs())
-        score = -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())
-        value = torch.where(index < 0, -math.inf, score)
-    return value, index
-
-
-def _topk_of_lists(
-    x: Side,
-    y: Side,
-    text_rank: Tensor,
-    scale: Tensor,
-    curv: Tensor,
-    geometry: str,
-    candidates: tuple[Tensor, Tensor],
-    score: Tensor,
-    index: Tensor,
-    pairs: int = 1 << 15,
-) -> None:
-    """Fill score and index from each image's own list: pairs are scored one by one, `pairs` at a time."""
-    indptr, indices = candidates
-    k, R = score.shape[2], score.shape[1]
-    row = torch.arange(len(indptr) - 1, device=indices.device).repeat_interleave(indptr.diff())
-    value = torch.cat(
-        [
-            _pair_logits(x, i, y, j, scale, curv, geometry)
-            for i, j in zip(row.split(pairs), indices.split(pairs), strict=True)
-        ]
-        or [score.new_empty(0)]
-    )
-    group = row * R + text_rank[indices]  # sorted by group, then by falling score, then by index
-    order = indices.argsort(stable=True)
-    order = order[value[order].argsort(descending=True, stable=True)]
-    order = order[group[order].argsort(stable=True)]
-    group = group[order]
-    place = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
-    kept = place < k
-    flat = group[kept] * k + place[kept]
-    score.view(-1)[flat] = value[order][kept]
-    index.view(-1)[flat] = indices[order][kept]
-
-
-def _pair_logits(x: Side, i: Tensor, y: Side, j: Tensor, scale: Tensor, curv: Tensor, geometry: str) -> Tensor:
-    """(P,) logits of P pairs, images i and texts j."""
-    dtype = compute_dtype(x.v)
-    n, m = (side.v[rows].to(dtype) for side, rows in ((x, i), (y, j)))
-    n, m = (v if side.norm is None else unit(v, side.norm[rows]) for v, side, rows in ((n, x, i), (m, y, j)))
-    S = (n * m).sum(1)
-    if geometry == "euclidean":
-        return scale * S
-    p, q = x.polar(i), y.polar(j)
-    assert p is not None
-    assert q is not None
-    gap = n.square().sum(1) / 2 + m.square().sum(1) / 2 - S
-    u = ((p.a * q.b - p.b * q.a).square() / 2 + p.s * q.s * gap).clamp_min(0)
-    return -scale / curv.sqrt() * torch.log1p(u + (u * (u + 2)).sqrt())

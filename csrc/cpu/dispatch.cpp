@@ -9,7 +9,7 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
-int64_t bioclip_hc_layout() { return LAYOUT << 32 | int64_t(sizeof(Kernels)) << 16 | int64_t(sizeof(Tile)); }
+int64_t bioclip_hc_layout() { return LAYOUT << 48 | int64_t(sizeof(Kernels)) << 32 | int64_t(sizeof(Lists)) << 16 | int64_t(sizeof(Tile)); }
 
 const Kernels* bioclip_hc_kernels(const char* name) {
     const Kernels* able[3];

@@ -472,6 +472,49 @@ void keep_best(
     });
 }
 
+// The product is summed as double, so that 1 - cosine keeps its digits without the h of rounded vectors.
+template <typename F, typename G>
+void keep_best_of_list(const Lists& l, int64_t i) {
+    const F* const v = static_cast<const F*>(l.v) + i * l.v_stride;
+    const double length = l.v_norm ? l.v_norm[i] : 1;
+    for (int64_t e = l.indptr[i]; e < l.indptr[i + 1]; ++e) {
+        const int64_t j = l.indices[e], at = (i * l.ranks + l.text_rank[j]) * l.k;
+        const double lengths = length * (l.w_norm ? l.w_norm[j] : 1);
+        const double product = dot(v, static_cast<const G*>(l.w) + j * l.w_stride, l.width) / (lengths == 0 ? 1 : lengths);
+        float candidate = static_cast<float>(product);
+        if (l.lorentz) {
+            const float difference = l.x.a[i] * l.y.b[j] - l.x.b[i] * l.y.a[j];
+            const float u = difference * difference * 0.5f + l.x.s[i] * l.y.s[j] * static_cast<float>(1 - product);
+            candidate = u < 0 ? 0 : u;
+        }
+        candidate *= l.factor;
+        float* const value = l.value + at;
+        int64_t* const index = l.index + at;
+        int64_t place = l.k;
+        while (place > 0 && (beats(candidate, value[place - 1]) ||
+                             (index[place - 1] >= 0 && j < index[place - 1] && !beats(value[place - 1], candidate)))) {
+            --place;
+        }
+        if (place == l.k) continue;
+        for (int64_t p = l.k - 1; p > place; --p) {
+            value[p] = value[p - 1];
+            index[p] = index[p - 1];
+        }
+        value[place] = candidate;
+        index[place] = j;
+    }
+}
+
+void keep_best_of_lists(const Lists* l, int32_t threads) {
+    with_type(l->v_type, [&](auto v) {
+        with_type(l->w_type, [&](auto w) {
+            using F = std::remove_const_t<std::remove_pointer_t<decltype(v)>>;
+            using G = std::remove_const_t<std::remove_pointer_t<decltype(w)>>;
+            for_rows(l->images, threads, [&](int64_t i) { keep_best_of_list<F, G>(*l, i); });
+        });
+    });
+}
+
 // -- elementwise ---------------------------------------------------------------------------------------------------
 
 void exponentials(const float* x, float* y, int64_t count) {
@@ -492,5 +535,5 @@ void logarithms(const float* x, float* y, int64_t count) {
 extern const Kernels JOIN(kernels_, INSTRUCTION_SET);
 const Kernels JOIN(kernels_, INSTRUCTION_SET) = {
     TEXT(INSTRUCTION_SET), infonce_forward, infonce_backward, norms,     unit_rows,    add_rows,    chain_rule,
-    map_forward,           map_backward,    keep_best,        exponentials, logarithms,
+    map_forward,           map_backward,    keep_best,        keep_best_of_lists, exponentials, logarithms,
 };

@@ -44,6 +44,21 @@ struct Pull {
     const float *lse, *push, *pull;
 };
 
+// Features of images and texts, v and w, as they came; norms are null where they are taken as they are.
+struct Lists {
+    const void *v, *w;
+    int32_t v_type, w_type;
+    int64_t v_stride, w_stride, width;
+    const float *v_norm, *w_norm;
+    Polar x, y;  // without h
+    const int64_t *indptr, *indices, *text_rank;
+    int64_t images, ranks, k;
+    float factor;
+    int32_t lorentz;
+    float* value;
+    int64_t* index;
+};
+
 struct Kernels {
     const char* name;
 
@@ -86,13 +101,17 @@ struct Kernels {
         const Tile*, const int64_t* columns, int64_t k, float* value, int64_t* index, int64_t value_stride,
         int32_t threads);
 
+    // The k best of each image's own list, the texts indices[indptr[i]] to indices[indptr[i + 1] - 1], at each of `ranks`
+    // ranks: value and index (images, ranks, k), to be merged into as above, but of equals the smaller index is first.
+    void (*keep_best_of_lists)(const Lists*, int32_t threads);
+
     // Elementwise, for the tests of accuracy: e^x and log(1 + x).
     void (*exponentials)(const float* x, float* y, int64_t count);
     void (*logarithms)(const float* x, float* y, int64_t count);
 };
 
 // What the mirrors in cpu.py must agree with: the sizes of the structs, and a number to raise when a meaning changes.
-constexpr int64_t LAYOUT = 1;
+constexpr int64_t LAYOUT = 2;
 __attribute__((visibility("default"))) int64_t bioclip_hc_layout();
 
 // The kernels of an instruction set ("avx512", "avx2", "baseline"), of the best one where name is null; null where this

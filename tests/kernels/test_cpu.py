@@ -370,13 +370,20 @@ def test_a_nan_is_the_best_text(backend, k, geometry, space):
     assert score[:, 0, 1:].isfinite().all()
 
 
+@each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("k", "D"), [(1, 4), (2, 33), (9, 5)])
 @each_space
-def test_candidates_of_each_type(dtype, geometry, space):
-    p = problem(M=3, N=9, dtype=torch.float32)
+def test_candidates_of_each_type(poison, native, isa, dtype, k, D, geometry, space):
+    native(isa)
+    p = problem(M=70, N=50, D=D, dtype=torch.float32)
     image, text = p.image.to(dtype), p.text.to(dtype)
-    lists = torch.tensor([0, 3, 3, 6]), torch.tensor([8, 1, 2, 0, 3, 7])
-    options = {"geometry": geometry, "space": space, "k": 2, "ranks": 3, "candidates": lists}
+    g = torch.Generator().manual_seed(0)
+    sizes = torch.randint(0, 30, (70,), generator=g)
+    sizes[3] = 0
+    listed = torch.cat([torch.randperm(50, generator=g)[:n] for n in sizes.tolist()])
+    lists = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), listed
+    options = {"geometry": geometry, "space": space, "k": k, "ranks": 3, "candidates": lists}
     score, index = rank_topk(image, text, p.rank, backend="cpu", **options)
     exact, place = rank_topk(image.double(), text.double(), p.rank, backend="reference", **options)
     assert torch.equal(index, place)
@@ -389,8 +396,13 @@ def test_the_smaller_index_wins_a_tie():
     for k in (1, 4, 60):
         options = {"geometry": "euclidean", "space": "unit", "k": k, "ranks": 1}
         rank = torch.zeros(len(text), dtype=torch.int64)
-        ours, reference = (rank_topk(image, text, rank, backend=b, **options)[1] for b in ("cpu", "reference"))
-        assert torch.equal(ours, reference)
+        backwards = torch.arange(4) * len(text), torch.arange(len(text)).flip(0).repeat(3)
+        for candidates in (None, backwards):
+            ours, reference = (
+                rank_topk(image, text, rank, backend=b, candidates=candidates, **options)[1]
+                for b in ("cpu", "reference")
+            )
+            assert torch.equal(ours, reference)
 
 
 # -- where it runs
