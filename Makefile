@@ -39,8 +39,7 @@ bench: $(VENV)/.bench-installed  ## time and peak memory as ratios to peers: res
 	mkdir -p benchmarks/results && rm -f benchmarks/results/latest.json
 	$(BIN)/python -m pytest benchmarks --continue-on-collection-errors --benchmark-quiet \
 		--benchmark-json benchmarks/results/latest.json $(BENCH); \
-		status=$$?; $(BIN)/python benchmarks/compare.py benchmarks/results/latest.json && \
-		$(BIN)/python benchmarks/scaling.py --write && exit $$status
+		status=$$?; $(BIN)/python benchmarks/compare.py benchmarks/results/latest.json && exit $$status
 
 bench-check: $(VENV)/.bench-installed  ## measure a part again: fails where a ratio is worse than the committed one
 	$(BIN)/python benchmarks/check.py

@@ -1,4 +1,4 @@
-"""From a run of the suites to what is kept and shown: results, docs/benchmarks.md, plots, the table of the README.
+"""From a run to what is kept and shown: results, plots, docs/benchmarks.md, docs/scaling.md, the table of the README.
 
     python benchmarks/compare.py RUN.json             keep a run of pytest --benchmark-json, and write everything
     python benchmarks/compare.py RUN.json --replace   the same, forgetting what was measured on this machine before
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_kernels import Target, at_least, at_most
-from documents import table, update
+from documents import require, table, update
 from records import OURS, Key, Record, Row, from_pytest, merge, read, results_path, write
 
 ROOT = Path(__file__).parents[1]
@@ -221,14 +221,16 @@ def _short(value: Any) -> str:
 
 
 def publish(path: Path) -> None:
-    """Write plots, docs/benchmarks.md and the README's table from a results file."""
+    """Write plots, docs/benchmarks.md, the README's table and docs/scaling.md from a results file."""
     import plot
+    import scaling
 
     record = read(path)
     plots = plot.draw_record(path)
     relative = [f"../{p.relative_to(ROOT).as_posix()}" if p.is_relative_to(ROOT) else str(p) for p in plots]
     DOCUMENT.write_text(report(record, relative), encoding="utf-8")
     update(README, *MARKERS, headlines(record))
+    scaling.publish(record)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -237,6 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--replace", action="store_true", help="forget the results at hand")
     parser.add_argument("--no-documents", action="store_true", help="keep the results, write no documents")
     options = parser.parse_args(arguments)
+    if not options.no_documents:
+        require(README, *MARKERS)
     if options.run is None:
         paths = sorted(results_path({"cpu": "x", "threads": 0}).parent.glob("cpu-*.json"))
         if len(paths) != 1:

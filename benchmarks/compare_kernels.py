@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OURS = "bioclip_hc"
+from records import OURS
+
 IMAGES = 32768  # the size that the targets speak of
 WORK = {"forward": 1, "backward": 3, "forward_backward": 4, "replay": 4}  # products of the logits' shape
 

@@ -18,6 +18,11 @@ def replace_between(text: str, start: str, end: str, body: str, name: str) -> st
     return f"{before}{start}\n\n{body}\n\n{end}{rest.split(end)[1]}"
 
 
+def require(path: Path, start: str, end: str) -> None:
+    """Raises ValueError unless a file has its markers: before anything else is written."""
+    replace_between(path.read_text(encoding="utf-8"), start, end, "", path.name)
+
+
 def update(path: Path, start: str, end: str, body: str) -> None:
     """The same in a file."""
     text = replace_between(path.read_text(encoding="utf-8"), start, end, body, path.name)

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from problems import GEOMETRIES, MODES, Problem
+from records import OURS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bioclip_hc.kernels import level_infonce
 
 Loss = Callable[[Problem], Tensor]
-OURS = "bioclip_hc"
 
 
 @dataclass(frozen=True)

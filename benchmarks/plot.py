@@ -16,10 +16,10 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-from compare_kernels import OURS, median
+from compare_kernels import median
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from records import Record, Row, read
+from records import OURS, Record, Row, read
 from scaling import curves, fit
 
 Value = Callable[[dict[str, Any], dict[str, Any]], float | None]  # of a row and of ours beside it

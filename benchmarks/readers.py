@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image
+from records import OURS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import DatasetFolder
@@ -73,7 +74,7 @@ class Photographs:
 def write_photographs(folder: Path, count: int) -> Photographs:
     """Write `count` JPEGs of 256 x 256 pixels as shards and as folders.
 
-    They are random crops of the sample photographs where the folder with the data is, else creatures of a synthetic
+    They are random crops of the sample photographs of the folder $BIOCLIP_HC_DATA, else creatures of a synthetic
     tree of life.
 
     Raises:
@@ -81,8 +82,10 @@ def write_photographs(folder: Path, count: int) -> Photographs:
     """
     if count < BATCH or count % BATCH:
         raise ValueError(f"count must be a multiple of {BATCH}, got {count}")
-    labels = Path(os.environ.get("BIOCLIP_HC_DATA", Path(__file__).parents[2] / "shared" / "data")) / LABELS
-    samples, source = (real(labels, count), "crops of photographs") if labels.is_file() else (drawn(count), "drawn")
+    folder_of_data = os.environ.get("BIOCLIP_HC_DATA")
+    labels = Path(folder_of_data) / LABELS if folder_of_data else None
+    photographed = labels is not None and labels.is_file()
+    samples, source = (real(labels, count), "crops of photographs") if photographed else (drawn(count), "drawn")
     samples = list(samples)
     write_shards(samples, folder / "shards", samples_per_shard=-(-count // SHARDS))
     classes = sorted({sample.lineage for sample in samples})
@@ -201,7 +204,7 @@ def folder(photographs: Photographs, decoded: bool) -> Epochs:
 
 
 READERS: dict[str, Callable[[Photographs, bool], Epochs]] = {
-    "bioclip_hc": ours,
+    OURS: ours,
     "webdataset": streamed,
     "folder": folder,
 }

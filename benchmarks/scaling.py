@@ -115,20 +115,20 @@ class Work:
         return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-# Special functions of a logit in one pass: an exponential for its row and one for its column, under shifts of their
-# own; Lorentz adds a logarithm and a square root. The backward pass makes the logit anew.
-SPECIAL = {"euclidean": 2, "lorentz": 4}
-ARITHMETIC = {"euclidean": 12, "lorentz": 25}  # ASSUMPTION: counted in the formulas, masks and sums included
-PRODUCTS = {"forward": 1, "forward + backward": 4}  # of the logits' shape: made, made anew, and to both gradients
+GEOMETRIES = ("euclidean", "lorentz")
+STEPS = ("forward", "forward + backward")
 
 
 def loss_work(pairs: float, width: int, geometry: str, steps: str, tile_bytes: tuple[float, float]) -> Work:
-    """Products and epilogue of that many logits, each of which sends tile_bytes to memory, forward and backward."""
+    """Products and epilogue of that many logits, each of which sends tile_bytes to memory, forward and backward.
+
+    The backward pass makes the logits anew.
+    """
     both = steps != "forward"
     return Work(
-        flop=PRODUCTS[steps] * 2.0 * pairs * width,
-        special=SPECIAL[geometry] * pairs * (1 + both),
-        arithmetic=ARITHMETIC[geometry] * pairs * (1 + both),
+        flop=(assumed("products") if both else 1) * 2.0 * pairs * width,
+        special=assumed(f"{geometry}_special") * pairs * (1 + both),
+        arithmetic=assumed(f"{geometry}_arithmetic") * pairs * (1 + both),
         memory_bytes=pairs * (tile_bytes[0] + both * tile_bytes[1]),
     )
 
@@ -209,7 +209,7 @@ def cpu_table(record: Record, width: int = 512) -> str:
     lines = []
     for title, geometry in (("CLIP", "euclidean"), ("Lorentz", "lorentz")):
         for mode, share in (("dense", 1.0), ("sorted", 1 / 7)):
-            for steps in PRODUCTS:
+            for steps in STEPS:
                 for n, seconds in curves(record, title, mode, steps, lambda row: row.median).get(OURS, []):
                     times = predict(loss_work(share * n * n, width, geometry, steps, CPU_TILE_BYTES), device)
                     lines.append(
@@ -252,6 +252,7 @@ ASSUMED: dict[str, Assumption] = {
     "devices": Assumption(8, "GPUs", "the question asked"),
     "tensor_peak": Assumption(312e12, "FLOP/s", "NVIDIA A100 datasheet, dense fp16 or bf16"),
     "product_share": Assumption(0.60, "of peak", "ASSUMPTION: a fused kernel's share; to be measured (make gpu)"),
+    "library_share": Assumption(0.80, "of peak", "ASSUMPTION: a library's large product, where matrices are held"),
     "tower_share": Assumption(0.45, "of peak", "ASSUMPTION: a ViT-B/16 in training; to be measured"),
     "sms": Assumption(108, "", "NVIDIA A100 datasheet"),
     "clock": Assumption(1.41e9, "Hz", "NVIDIA A100 whitepaper, boost clock"),
@@ -265,6 +266,13 @@ ASSUMED: dict[str, Assumption] = {
     "link_share": Assumption(0.75, "of peak", "ASSUMPTION: what NCCL's rings reach with messages of this size"),
     "nvlink_latency": Assumption(25e-6, "s a collective", "ASSUMPTION: small all-reduce of eight GPUs"),
     "network_latency": Assumption(60e-6, "s a collective", "ASSUMPTION: the same through the network"),
+    "products": Assumption(4, "of the logits' shape", "made, made anew, and to both gradients; forward alone: 1"),
+    "held_products": Assumption(6, "of a tile's shape", "rows and columns apart, each made and to both gradients"),
+    "held_passes": Assumption(8, "numbers a logit", "ASSUMPTION: logits, softmax written and read, either pass"),
+    "euclidean_special": Assumption(2, "a logit and pass", "an exponential for its row, one for its column"),
+    "lorentz_special": Assumption(4, "a logit and pass", "those, a logarithm and a square root"),
+    "euclidean_arithmetic": Assumption(12, "a logit and pass", "ASSUMPTION: counted in the formulas, with masks"),
+    "lorentz_arithmetic": Assumption(25, "a logit and pass", "ASSUMPTION: counted in the formulas, with masks"),
     "element_bytes": Assumption(2, "bytes", "features and gradients in 16 bit"),
     "panel_bytes": Assumption(6, "bytes a logit", "backward: dS written once and read twice, 16 bit"),
     "image_layers": Assumption(12, "", "ViT-B/16"),
@@ -303,9 +311,9 @@ def distributed_loss(geometry: str, way: str) -> Work:
         geometry: "euclidean" or "lorentz".
         way: "shared": its own images against all texts, every tile computed once in the cluster: texts gathered,
             maximum and sum of every column all-reduced, the texts' gradient reduce-scattered. "whole": images and
-            texts gathered, the whole matrix on every device, both gradients reduce-scattered. "local_loss":
-            open_clip's, its own rows and its own columns, six products of a tile's shape, every tile computed twice
-            in the cluster.
+            texts gathered, the whole matrix on every device, both gradients all-reduced, as LevelContrastiveLoss
+            does. "local_loss": open_clip's, its own rows and its own columns, every tile computed twice in the
+            cluster, so that six products have a tile's shape. With gradients that are reduce-scattered.
 
     Raises:
         ValueError: no such way.
@@ -320,14 +328,15 @@ def distributed_loss(geometry: str, way: str) -> Work:
         columns = 2 * 4.0 * N  # maximum and sum, fp32; an all-reduce is a reduce-scatter and an all-gather
         return part + Work(0, 0, 0, 0, texts + columns, texts + columns, messages=4)
     if way == "whole":
-        return whole + Work(0, 0, 0, 0, texts + images, texts + images, messages=4)
+        # an all-reduce is a reduce-scatter and an all-gather
+        return whole + Work(0, 0, 0, 0, 2 * (texts + images), texts + images, messages=4)
     if way == "local_loss":
         dense = 2 * M * N / W  # its rows, its columns
         return Work(
-            flop=6 * 2.0 * M * N * D / W,
-            special=(SPECIAL[geometry] - 1) * dense,  # an exponential, and nothing anew
-            arithmetic=ARITHMETIC[geometry] * dense,
-            memory_bytes=8 * size * dense,  # logits and softmax written and read, forward and backward
+            flop=assumed("held_products") * 2.0 * M * N * D / W,
+            special=(assumed(f"{geometry}_special") - 1) * dense,  # an exponential, and nothing anew
+            arithmetic=assumed(f"{geometry}_arithmetic") * dense,
+            memory_bytes=assumed("held_passes") * size * dense,
             gathered_bytes=texts + images,
             scattered_bytes=texts + images,
             messages=4,
@@ -345,10 +354,14 @@ def tower_work() -> Work:
 
 
 WAYS = {
-    "shared": "every tile once in the cluster",
-    "whole": "the whole matrix on every GPU",
-    "local_loss": "open_clip's local_loss, matrices held",
+    "shared": dict.fromkeys(GEOMETRIES, "every tile once in the cluster"),
+    "whole": dict.fromkeys(GEOMETRIES, "the whole matrix on every GPU"),
+    "local_loss": {
+        "euclidean": "open_clip's local_loss, matrices held",
+        "lorentz": "a dense Lorentz loss, matrices held",  # open_clip has none
+    },
 }
+SHARES = {"local_loss": "library_share"}  # whose products are not a fused kernel's
 
 
 def step_table() -> str:
@@ -356,16 +369,16 @@ def step_table() -> str:
     lines = []
     for link in ("nvlink", "network"):
         towers = predict(tower_work(), a100(link, share="tower_share")).total
-        for geometry in SPECIAL:
+        for geometry in GEOMETRIES:
             for way, words in WAYS.items():
-                work = distributed_loss(geometry, way)
-                times = predict(work, a100(link))
-                hidden, plain = (predict(work, a100(link, overlap)).total for overlap in (1.0, 0.0))
+                work, share = distributed_loss(geometry, way), SHARES.get(way, "product_share")
+                times = predict(work, a100(link, share=share))
+                hidden, plain = (predict(work, a100(link, overlap, share)).total for overlap in (1.0, 0.0))
                 lines.append(
                     [
                         link,
                         geometry,
-                        words,
+                        words[geometry],
                         _ms(times.products),
                         _ms(times.epilogue),
                         _ms(times.communication),
@@ -438,17 +451,22 @@ def newest() -> Record | None:
     return max(records, key=lambda record: record.card["date"], default=None)
 
 
+def publish(record: Record | None) -> None:
+    """Put every table into the document."""
+    for name, body in tables(record).items():
+        update(DOCUMENT, f"<!-- {name} -->", f"<!-- end of {name} -->", body)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", help="by default the newest results/cpu-*.json")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCUMENT.name}")
     options = parser.parse_args()
-    found = tables(read(options.file) if options.file else newest())
-    for name, body in found.items():
-        if options.write:
-            update(DOCUMENT, f"<!-- {name} -->", f"<!-- end of {name} -->", body)
-        else:
-            print(f"{name}\n\n{body}\n")
+    record = read(options.file) if options.file else newest()
+    if options.write:
+        publish(record)
+    else:
+        print(*(f"{name}\n\n{body}\n" for name, body in tables(record).items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import open_clip
 import torch
-from peers import meru_distance, meru_exp_map0
+from peers import OURS, meru_distance, meru_exp_map0
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -44,9 +44,9 @@ class Forward(NamedTuple):
 
 
 def read_taxonomy() -> tuple[Taxonomy, str]:
-    """iNaturalist's taxa where the folder with the data is, else a synthetic tree of life; and which it is."""
-    path = Path(os.environ.get("BIOCLIP_HC_DATA", Path(__file__).parents[2] / "shared" / "data")) / TAXONOMY
-    if path.is_file():
+    """iNaturalist's taxa of the folder $BIOCLIP_HC_DATA, else a synthetic tree of life; and which it is."""
+    folder = os.environ.get("BIOCLIP_HC_DATA")
+    if folder and (path := Path(folder) / TAXONOMY).is_file():
         return Taxonomy.from_csv(path), f"iNaturalist, {path.name}"
     return Taxonomy.from_lineages(evolve(0, 500).lineages), "synthetic, 500 species"
 
@@ -296,8 +296,8 @@ def authors_loss(
 WAYS: dict[str, type[Way]] = {
     "open_clip": OpenClip,
     "open_clip, cut length": OpenClipCut,
-    "bioclip_hc": Ours,
-    "bioclip_hc, euclidean": OursEuclidean,
+    OURS: Ours,
+    f"{OURS}, euclidean": OursEuclidean,
     "authors' way": Authors,
 }
 

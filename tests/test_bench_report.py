@@ -277,6 +277,8 @@ def test_everything_is_published(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "README", readme)
     monkeypatch.setattr(compare, "DOCUMENT", document)
     monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(scaling, "DOCUMENT", tmp_path / "scaling.md")
+    scaling.DOCUMENT.write_text((BENCHMARKS.parent / "docs" / "scaling.md").read_text())
     path = tmp_path / "results" / "cpu-made-up-2t.json"
     records.write(path, made_up())
     compare.publish(path)
@@ -286,10 +288,22 @@ def test_everything_is_published(monkeypatch, tmp_path):
     assert "old" not in text
     assert "CLIP dense, N = 8192" in text
     assert "(../results/cpu-made-up-2t-time.png)" in document.read_text()
+    assert CARD["cpu"] in scaling.DOCUMENT.read_text()
     for name in ("time", "memory"):
         drawn = path.with_name(f"cpu-made-up-2t-{name}.png").read_bytes()
         assert drawn.startswith(b"\x89PNG")
         assert len(drawn) < 200 << 10
+
+
+def test_a_readme_without_markers_stops_before_anything_is_written(monkeypatch, tmp_path):
+    readme, run = tmp_path / "README.md", tmp_path / "run.json"
+    readme.write_text("no markers")
+    run.write_text(json.dumps(pytest_file()))
+    monkeypatch.setattr(compare, "README", readme)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match=r"README.md must hold"):
+        compare.main([str(run)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "run.json"]
 
 
 def test_plots_carry_the_fitted_exponent():
@@ -553,7 +567,9 @@ def test_the_ways_of_eight_gpus_are_told_apart():
     assert whole.flop == W * shared.flop
     assert local.flop == 1.5 * shared.flop
     assert shared.gathered_bytes == pytest.approx(N * D * 2, rel=0.01)  # images never move
-    assert whole.gathered_bytes == (M + N) * D * 2
+    assert whole.scattered_bytes == (M + N) * D * 2
+    assert whole.gathered_bytes == 2 * whole.scattered_bytes  # gradients are all-reduced
+    assert local.gathered_bytes == local.scattered_bytes == (M + N) * D * 2
     for link in ("nvlink", "network"):
         times = [scaling.predict(work, scaling.a100(link)).total for work in (shared, local, whole)]
         assert times == sorted(times)
@@ -567,6 +583,14 @@ def test_every_assumption_is_used_and_has_a_source(monkeypatch):
     scaling.step_table()
     assert used == set(scaling.ASSUMED)
     assert all(a.source for a in scaling.ASSUMED.values())
+
+
+def test_what_is_not_open_clips_does_not_bear_its_name():
+    lines = [line for line in scaling.step_table().splitlines() if "matrices held" in line]
+    assert [("open_clip" in line) for line in lines] == [f"| {g} |" in lines[0] for g in scaling.GEOMETRIES] * 2
+    rates = {share: scaling.a100(share=share).product_flops for share in ("product_share", "library_share")}
+    M, N, D, W = (scaling.assumed(name) for name in ("batch", "texts", "width", "devices"))
+    assert f"| {6 * 2e3 * M * N * D / W / rates['library_share']:.3g} |" in lines[0]
 
 
 def test_the_cpu_is_predicted_from_its_own_rates():
