@@ -9,19 +9,20 @@ measured alone, too. There is no optimizer: it would add the same to every way. 
 
     BENCH_STEP_MODEL=ViT-B-16   another open_clip architecture
     BENCH_STEP_BATCH=128        images of a batch
-    BENCH_STEP_ROUNDS=3         timed steps of a way
+    BENCH_STEP_ROUNDS=3         timed steps of a way beside the one whose memory is measured; 0: that one is timed
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+import recording
 import timing
 import torch
-from memory import peak_beyond_results
+from peers import OURS
+from recording import Call
 from torch import Tensor
 from towers import (
     WAYS,
@@ -37,11 +38,9 @@ from towers import (
 
 ARCHITECTURE = os.environ.get("BENCH_STEP_MODEL", "ViT-B-32")
 BATCH = int(os.environ.get("BENCH_STEP_BATCH", "64"))
-ROUNDS = int(os.environ.get("BENCH_STEP_ROUNDS", "1"))
+ROUNDS = int(os.environ.get("BENCH_STEP_ROUNDS", "0"))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BASE = "open_clip"
-
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +53,7 @@ def problem() -> StepProblem:
 @pytest.mark.parametrize("name", WAYS)
 def test_step(benchmark: Any, problem: StepProblem, name: str) -> None:
     """Time and peak memory of a step; the towers are the same, and so are their features."""
-    benchmark.group = f"training step, {ARCHITECTURE}, {BATCH} images"
-    way = WAYS[name](problem)
+    way = describe(benchmark, "training step", problem, name)
     check_towers(way)
     last: list[Forward] = []
 
@@ -63,41 +61,41 @@ def test_step(benchmark: Any, problem: StepProblem, name: str) -> None:
         last[:] = [way.step()]
         return last[0].loss
 
-    describe(benchmark, name, way)
     measure(benchmark, lambda: gradients(way, loss))
     benchmark.extra_info["largest_feature_difference"] = check_features(way, last[0])
     benchmark.extra_info["loss"] = last[0].loss.item()
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name != "bioclip_hc, euclidean"])  # the same tower
+@pytest.mark.parametrize("name", [name for name in WAYS if name != f"{OURS}, euclidean"])  # the same tower
 def test_text(benchmark: Any, problem: StepProblem, name: str) -> None:
     """The text tower alone."""
-    benchmark.group = f"text tower, {ARCHITECTURE}, {BATCH} images"
-    way = WAYS[name](problem)
+    way = describe(benchmark, "text tower", problem, name)
     toward = torch.randn(len(way.rows), problem.embed_dim, device=DEVICE)
-    describe(benchmark, name, way)
     measure(benchmark, lambda: gradients(way, lambda: (way.text() * toward).sum()))
 
 
-def describe(benchmark: Any, name: str, way: Way) -> None:
-    """Whose way it is, and what it encodes."""
-    benchmark.extra_info.update({"way": name, "taxonomy": way.problem.source, **way.counts()})
-    if name == BASE:
-        benchmark.extra_info["base"] = True
+def describe(benchmark: Any, what: str, problem: StepProblem, name: str) -> Way:
+    """That way, with whose it is and what it encodes written down.
+
+    The group names batch and taxonomy, so that a small run does not take a large one's place.
+    """
+    group = f"{what}, {ARCHITECTURE}, {len(problem.image_taxa)} images, {problem.source}"
+    recording.name(benchmark, group, name, base=name == BASE)
+    way = WAYS[name](problem)
+    benchmark.extra_info.update(way.counts())
+    return way
 
 
 def measure(benchmark: Any, call: Call) -> None:
-    """Peak memory of a first call, then the time of further ones."""
-    if DEVICE.type == "cuda":
-        call()
-        peak = timing.peak_mib(call)
-    else:
-        peak = peak_beyond_results(lambda: sum(g.nbytes for g in call()))
-    benchmark.extra_info["peak_mib"] = round(peak, 1)
+    """Peak memory and time of a call, after one in which libraries take their own memory."""
+    call()
+    if DEVICE.type == "cpu":
+        recording.record(benchmark, call, ROUNDS)
+        return
+    benchmark.extra_info["peak_mib"] = round(timing.peak_mib(call), 1)
 
     def timed() -> None:
         call()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
 
-    benchmark.pedantic(timed, rounds=ROUNDS, iterations=1)
+    benchmark.pedantic(timed, rounds=max(ROUNDS, 1), iterations=1)

@@ -1,4 +1,4 @@
-"""From a run to what is kept and shown: results, plots, docs/benchmarks.md, docs/scaling.md, the table of the README.
+"""From a run to what is kept and shown: results, plots, docs/benchmarks.md, docs/scaling.md, README.md.
 
     python benchmarks/compare.py RUN.json             keep a run of pytest --benchmark-json, and write everything
     python benchmarks/compare.py RUN.json --replace   the same, forgetting what was measured on this machine before
@@ -85,11 +85,13 @@ def mib(row: Row | None) -> str:
     return "" if row is None or row.peak_mib is None else f"{row.peak_mib:.0f}"
 
 
-def card_line(card: dict[str, Any]) -> str:
-    """The machine in one line."""
+def card_line(record: Record) -> str:
+    """The machine in one line, and when all this was measured."""
+    card = record.card
+    dates = sorted({row.date for row in record.rows if row.date}) or [card["date"]]
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     where = f"{card['cpu']}, {card['threads']} of {card['cores']} cores, {card['capability']}"
-    return f"{where}; {versions}; {card['date']}"
+    return f"{where}; {versions}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 # -- the README's table ---------------------------------------------------------------------------------------
@@ -115,14 +117,14 @@ def headlines(record: Record) -> str:
                 )
     head = ["problem", "bioclip_hc", "over base", "over quickest peer", "over floor", "peak MiB", "base's"]
     return (
-        f"{card_line(record.card)}\n\n{table(head, lines)}\n\n"
+        f"{card_line(record)}\n\n{table(head, lines)}\n\n"
         "Time over that of the way named, in one run; floor: the matrix products alone; memory beyond inputs and "
         "results. `make bench` writes this table, [docs/benchmarks.md](docs/benchmarks.md) has every row."
     )
 
 
 def _of(row: Row, other: Row | None) -> str:
-    return "" if other is None else f"{row.median / other.median:.2f} {other.way}"
+    return "" if other is None else f"{ratio(row, other):.2f} {other.way}"
 
 
 # -- targets --------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def report(record: Record, plots: list[str] | None = None) -> str:
         "# Benchmarks on a CPU",
         "Written by `make bench`. Ratios are of medians within one run of a problem; memory is what a call held at "
         "its peak beyond its inputs and results.",
-        card_line(record.card),
+        card_line(record),
         f"## Targets\n\nThe loss with its gradients, N = {N_OF_TARGETS}, D = 512, fp32.",
         target_table(record),
         *(f"![{Path(path).stem}]({path})" for path in plots or []),

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Row:
     rounds: int
     peak_mib: float | None  # beyond inputs and results
     figures: dict[str, Any] = field(default_factory=dict)  # whatever else its suite measured
+    date: str = ""
+    commit: str = ""
 
     @property
     def key(self) -> Key:
@@ -100,14 +102,17 @@ def from_pytest(content: dict[str, Any]) -> Record:
     Raises:
         ValueError: a benchmark says no group or no way, or two are the same.
     """
-    rows = [_row(benchmark) for benchmark in content["benchmarks"]]
+    card = _card(content)
+    rows = [
+        replace(_row(benchmark), date=card["date"], commit=card["commit"]) for benchmark in content["benchmarks"]
+    ]
     count = Counter((*row.key, row.way) for row in rows)
     if count and max(count.values()) > 1:
         twice = sorted(name for name, times in count.items() if times > 1)
         raise ValueError(f"each way of a group must be measured once; more often were {twice}")
     missing = [Missing(**(m | {"suite": m["suite"].removeprefix("bench_")})) for m in content["not_measured"]]
     missing += [Missing(*row.key, row.way, f"failed: {_impossible(row)}") for row in rows if _impossible(row)]
-    return Record(_card(content), [row for row in rows if not _impossible(row)], missing)
+    return Record(card, [row for row in rows if not _impossible(row)], missing)
 
 
 def _impossible(row: Row) -> str:
@@ -152,8 +157,13 @@ def _card(content: dict[str, Any]) -> dict[str, Any]:
         "versions": {"python": info["python_version"], **info["versions"]},
         "rates": {name: _digits(value) for name, value in info["rates"].items()},
         "date": info["date"],
-        "commit": content["commit_info"].get("id", "unknown")[:12],
+        "commit": _commit(content["commit_info"]),
     }
+
+
+def _commit(info: dict[str, Any]) -> str:
+    """Twelve digits, and whether files had been changed since."""
+    return info.get("id", "unknown")[:12] + "-dirty" * bool(info.get("dirty"))
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -192,7 +202,8 @@ def merge(before: Record, run: Record) -> tuple[Record, list[str]]:
     """What is kept of a machine after a run, and what of the run was not taken, in words.
 
     A group of the run takes the place of the same group before if it measured all that was measured then; others
-    stay as they were. The card is the run's.
+    stay as they were. The card is the run's, but the machine's rates, with which the loss is predicted, stay those
+    of the run that measured the loss.
 
     Raises:
         ValueError: a partial run under other versions or on another machine: its ratios would stand among old ones.
@@ -215,4 +226,6 @@ def merge(before: Record, run: Record) -> tuple[Record, list[str]]:
     source = {key: run if key in whole else before for key in order}
     rows = [row for key in order for row in source[key].group(key).values()]
     missing = [entry for key in order for entry in source[key].missing if entry.key == key]
-    return Record(run.card, rows, missing), notes
+    all_of_the_loss = all(source[key] is run for key in order if key[0] == "loss")
+    card = run.card if all_of_the_loss else run.card | {"rates": before.card["rates"]}
+    return Record(card, rows, missing), notes

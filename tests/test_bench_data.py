@@ -84,6 +84,17 @@ def test_real_photographs_where_the_folder_is(data_folder, monkeypatch, tmp_path
     )
 
 
+def test_a_group_says_how_many_photographs_and_which(photographs):
+    name = bench_data.group_of(photographs, True, 2)
+    assert name == "reader, decoded, 2 workers, 128 images, drawn"
+
+
+def test_without_the_variable_no_folder_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("BIOCLIP_HC_DATA", raising=False)
+    monkeypatch.setattr(readers, "real", lambda *_: pytest.fail("photographs were looked for"))
+    assert readers.write_photographs(tmp_path, 64).source == "drawn"
+
+
 def test_counts_that_do_not_fill_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="multiple of 64"):
         readers.write_photographs(tmp_path, 100)

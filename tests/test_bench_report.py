@@ -196,6 +196,24 @@ def test_a_partial_run_updates_whole_groups_only():
     ]
 
 
+def test_rates_stay_those_of_the_run_that_measured_the_loss():
+    before = made_up()
+    card = CARD | {"rates": {"special_g_s": 9.0}, "date": "2026-02-02"}
+    merged, _ = records.merge(before, replace(part(before, 4096), card=card))
+    assert merged.card == card | {"rates": CARD["rates"]}
+    merged, _ = records.merge(before, replace(before, card=card))
+    assert merged.card == card
+
+
+def test_a_row_says_when_it_was_measured_and_of_which_commit():
+    content = pytest_file(commit_info={"id": "a" * 40, "dirty": True})
+    (row,) = records.from_pytest(content).rows
+    assert (row.date, row.commit) == ("2026-01-01", "a" * 12 + "-dirty")
+    both = records.Record(CARD, [row, replace(row, date="2026-02-02")], [])
+    assert compare.card_line(both).endswith("; 2026-01-01 to 2026-02-02")
+    assert compare.card_line(made_up()).endswith("; 2026-01-01")
+
+
 def test_a_partial_run_under_other_versions_is_refused():
     before = made_up()
     other = CARD | {"versions": {"torch": "3"}}

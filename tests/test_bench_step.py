@@ -15,7 +15,7 @@ from bioclip_hc.data.synthetic import evolve
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-towers = importlib.import_module("towers")
+towers, bench_step = map(importlib.import_module, ("towers", "bench_step"))
 
 TINY = {
     "embed_dim": 32,
@@ -114,6 +114,37 @@ def test_token_counts(problem):
     assert (
         len(beginnings) <= towers.Ours(problem).counts()["tokens"] < texts * int((problem.padded != 0).sum(1).max())
     )
+
+
+class Benchmark:
+    """What a suite needs of pytest-benchmark's fixture."""
+
+    def __init__(self):
+        self.group, self.extra_info, self.timed = None, {}, 0
+
+    def pedantic(self, call, rounds, iterations):
+        self.timed += rounds * iterations
+        return [call() for _ in range(rounds)][-1]
+
+
+def test_a_step_is_warm_when_it_is_measured_and_its_group_names_the_batch(problem, monkeypatch):
+    benchmark, calls = Benchmark(), []
+    way = bench_step.describe(benchmark, "training step", problem, bench_step.BASE)
+    assert benchmark.group.endswith(", 24 images, synthetic")
+    assert benchmark.extra_info["base"]
+    assert benchmark.extra_info["texts"] == len(way.rows)
+    for rounds in (0, 2):
+        calls.clear()
+        benchmark.timed = 0
+        monkeypatch.setattr(bench_step, "ROUNDS", rounds)
+        monkeypatch.setattr(bench_step, "DEVICE", torch.device("cpu"))
+        bench_step.measure(benchmark, lambda: calls.append(0) or ())
+        assert (benchmark.timed, len(calls)) == ((1, 2) if rounds == 0 else (2, 4))
+
+
+def test_without_the_variable_taxa_are_made(monkeypatch):
+    monkeypatch.delenv("BIOCLIP_HC_DATA", raising=False)
+    assert towers.read_taxonomy()[1] == "synthetic, 500 species"
 
 
 def test_lineages_follow_zipfs_law_and_are_complete():
