@@ -77,10 +77,10 @@ def _slower(name: str, before: float, now: float) -> Finding:
 
 
 def better_of(first: list[Finding], second: list[Finding]) -> list[Finding]:
-    """Of each figure the lower one of two runs; of runs that differ once, that they do."""
+    """Of each figure the lower one of two runs; runs that differ in one of them differ."""
     again = {finding.name: finding for finding in second}
     return [
-        f if f.name.endswith(DIFFER) else min(f, again.get(f.name, f), key=lambda f: (f.worse, f.now))
+        (max if f.name.endswith(DIFFER) else min)(f, again.get(f.name, f), key=lambda f: (f.worse, f.now))
         for f in first
     ]
 
