@@ -30,7 +30,7 @@ from bioclip_hc.kernels.objective import Objective, compute_dtype
 from bioclip_hc.kernels.plan import Plan, make_plan
 from bioclip_hc.kernels.reference import MAX_RADIUS, sinhc, u_floor
 
-TILE = 1024  # rows and columns of a tile: 4 MiB in fp32, beside five blocks of (TILE, D)
+TILE = 1536  # rows and columns of a tile: 9 MiB in fp32, beside five blocks of (TILE, D)
 LEAST_SINH = 1e-12  # s is not taken smaller: dS / s_i is then finite, and its limit, where s_i is 0
 TORCH = TorchEpilogue()
 
