@@ -390,7 +390,7 @@ def largest_error(module, make, options):
     errors += [
         (x.double() - y).norm() / y.norm().clamp_min(1e-3) for x, y in zip(got[2:], expected[2:], strict=True)
     ]
-    return max(float(torch.nan_to_num(e, nan=1e9)) for e in errors)
+    return max(float(torch.nan_to_num(e.detach(), nan=1e9)) for e in errors)
 
 
 def ragged():
