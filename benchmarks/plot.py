@@ -57,15 +57,7 @@ def draw(content: dict[str, Any], label: str, value: Value, dtype: str = "fp16")
                 style = {"linewidth": 2.5, "color": "black"} if way == OURS else {"color": f"C{names.index(way)}"}
                 axis.plot(*zip(*points, strict=True), marker="o", label=way, **style)
         axis.set_title(f"{mode.replace('_', ' ')}, {geometry}")
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize="small")
-    for axis in axes[-1]:
-        axis.set_xlabel("images")
-    for axis in axes[:, 0]:
-        axis.set_ylabel(label)
+    _dress(axes, "images", label, "small")
     card = content["card"]
     smoke = "SMOKE RUN, TIMES MEAN NOTHING: " if content["smoke"] else ""
     figure.suptitle(
@@ -88,6 +80,20 @@ def draw_all(path: Path, dtype: str = "fp16") -> list[Path]:
     return paths
 
 
+def _dress(axes: Any, x: str, y: str, legend: str) -> None:
+    """Logarithmic scales, a grid and a legend for each panel; names along the figure's edges."""
+    for axis in axes.flat:
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=legend)
+    for axis in axes[-1]:
+        axis.set_xlabel(x)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+
+
 # -- the loss on a CPU ----------------------------------------------------------------------------------------
 
 CPU_FIGURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
@@ -107,15 +113,7 @@ def draw_against_n(record: Record, label: str, value: Callable[[Row], float | No
             style = {"linewidth": 2.5, "color": "black"} if way == OURS else {"color": f"C{i}"}
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=way + power, **style)
         axis.set_title(f"{title}, {mode}")
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize="x-small")
-    for axis in axes[-1]:
-        axis.set_xlabel("N")
-    for axis in axes[:, 0]:
-        axis.set_ylabel(label)
+    _dress(axes, "N", label, "x-small")
     card = record.card
     versions = f"torch {card['versions']['torch']}, {card['date']}"
     figure.suptitle(f"{card['cpu']}, {card['threads']} threads, fp32, D = 512, {versions}")
