@@ -7,6 +7,7 @@ every run is a fork of it: its own process with its own arguments, environment, 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import io
 import json
@@ -169,9 +170,14 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what imports print is no answer
     sys.path.insert(0, str(ROOT / "train"))
-    import deepspeed  # noqa: F401  imported here so that the forks need not
+    import deepspeed  # imported here so that the forks need not
     import torch
     import tyro  # noqa: F401
+
+    with contextlib.suppress(ImportError, AttributeError):  # initialize() would do these: half of a run's time
+        import deepspeed.runtime.zero.muon.original_muon
+
+        deepspeed.ops.__compatible_ops__  # noqa: B018  looked up at first use, with a compiler
 
     import train
 
