@@ -10,6 +10,7 @@ held-out individuals of known species, and species that no photograph has shown 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def train(name: str, folder: Path, files: TreeFiles, seed: int, epochs: float | 
 
 def call(command: list[str]) -> None:
     """Run a command; its failure ends the demo, for it has said why."""
-    code = subprocess.call(command)
+    code = subprocess.call(command, env={**os.environ, "WORLD_SIZE": "1"})  # one process, in a Slurm job too
     if code:
         sys.exit(f"demo.py: {' '.join(command)} ended with code {code}")
 

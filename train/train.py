@@ -2,6 +2,7 @@
 
     python train/train.py CONFIG.toml [--resume] [--optim.lr 1e-3 ...]        one process
     torchrun --nproc-per-node 8 train/train.py CONFIG.toml ...                one machine
+    srun python train/train.py CONFIG.toml ...                                the tasks of a Slurm job
     deepspeed --hostfile hosts train/train.py CONFIG.toml ...                 several machines
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
@@ -11,10 +12,8 @@ SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --
 from __future__ import annotations
 
 import math
-import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from engine import full_state, gathered_parameters, start_engine
 from folder import claim_output, inputs, keep_lines, record_unusable, same_inputs, write_json
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
+from world import world
 
 
 class TrainingStopped(RuntimeError):
@@ -66,40 +66,12 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config, resume: bool) -> int:
     """Train to the end, to run.stop_after or to a signal."""
-    with world(config):
+    with world(config.run.threads):
         run = Training(config, resume)
         try:
             return run.go()
         finally:
             run.close()
-
-
-@contextmanager
-def world(config: Config) -> Iterator[None]:
-    """torch.distributed as the launcher set it up, or a world of one."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        os.environ.update(alone)
-    gpu = torch.cuda.is_available()
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 class Training:

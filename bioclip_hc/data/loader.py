@@ -9,6 +9,9 @@ no ids are exchanged, and a run goes on from any step at any number of workers.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -135,9 +138,27 @@ class TrainingBatches(Dataset):
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_heed_the_parent_alone,
             generator=torch.Generator(),  # its own: drawing from the global one would shift a resumed run
         )
         return iter(loader)
+
+
+def _heed_the_parent_alone(worker: int) -> None:
+    """In a worker: pass over signals that are not its own process'.
+
+    Schedulers send the signal that announces the end of a job to all its processes. The training process answers
+    it with a checkpoint, for which it finishes its step: a worker that died of it would take that away.
+    """
+    parent, heeded = os.getppid(), {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(heeded).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Images(Dataset):
