@@ -144,10 +144,11 @@ def make_cases(p: Problem, base: Config) -> tuple[Case, Case]:
 
     nll_image, nll_text, row_lse, col_lse = forward(base)  # the last two hold anything where there is no positive
     grad_image, grad_text = (torch.full_like(nll, 0.5 / len(p.image)) for nll in (nll_image, nll_text))
+    gradients = grad_image, grad_text, torch.zeros_like(col_lse)
 
     def backward(config: Config) -> tuple[Tensor, ...]:
         return triton_infonce.backward(
-            image, text, scale, curv, objective, row_lse, col_lse, grad_image, grad_text, config=config
+            image, text, scale, curv, objective, row_lse, col_lse, *gradients, config=config
         )
 
     name = f"{p.mode} {p.geometry}"

@@ -290,9 +290,10 @@ def backward(
     col_lse: Tensor,
     grad_image: Tensor,
     grad_text: Tensor,
+    grad_lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `panel.backward`."""
-    sums_and_gradients = row_lse, col_lse, grad_image, grad_text
+    sums_and_gradients = row_lse, col_lse, grad_image, grad_text, grad_lse
     dimage, dtext, dscale, dcurv = panel.backward(
         _features(image), _features(text), scale, curv, o, *sums_and_gradients, epilogue=NativeEpilogue()
     )

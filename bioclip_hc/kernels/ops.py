@@ -20,6 +20,9 @@ from bioclip_hc.kernels.objective import (
     make_objective,
     one_element,
 )
+from bioclip_hc.kernels.reference import MASKED
+
+NO_IMAGE = MASKED / 10  # text_lse is not above it where a text met no image; no logit comes near
 
 
 def level_infonce(
@@ -78,6 +81,58 @@ def level_infonce(
         ValueError: naming the argument, the value and what it should be. What labels hold is checked without
             waiting for a GPU: there a wrong value fails the stream.
     """
+    nll_image, nll_text, _ = level_infonce_part(
+        image,
+        text,
+        image_taxa,
+        text_rank,
+        text_taxon,
+        scale,
+        curv,
+        geometry=geometry,
+        space=space,
+        targets=targets,
+        pair=pair,
+        text_bias=text_bias,
+        restrict=restrict,
+        backend=backend,
+    )
+    return nll_image, nll_text
+
+
+def level_infonce_part(
+    image: Tensor,
+    text: Tensor,
+    image_taxa: Tensor,
+    text_rank: Tensor,
+    text_taxon: Tensor,
+    scale: Tensor | float,
+    curv: Tensor | float = 1.0,
+    *,
+    geometry: str = "lorentz",
+    space: str = "tangent",
+    targets: str = "multi_positive",
+    pair: Tensor | None = None,
+    text_bias: Tensor | None = None,
+    restrict: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`level_infonce` of a part of a batch's images and all its texts, and what merges the texts' rows of parts.
+
+    Images only meet texts, so nll_image is the whole batch's already. With c_p positives of text j among the images
+    of part p, C in all, and lse_j = logsumexp_p text_lse_pj, that text's nll in the whole batch is
+
+        nll_text[j] = sum_p c_p / C (nll_text_p[j] + lse_j - text_lse_pj)
+
+    Args: as `level_infonce`.
+
+    Returns:
+        nll_image (M, R) and nll_text (N,) as `level_infonce`, text_lse (N,): logsumexp_{i in I_r} l_ij; where text
+        j met no image, a finite number of at most -1e29, without gradient. All three are differentiable once.
+
+    Raises:
+        ValueError: as `level_infonce`.
+    """
     objective = make_objective(
         image,
         text,
@@ -96,9 +151,9 @@ def level_infonce(
         check_values(objective, curv)
         work = compute_dtype(image)
         with torch.autocast(image.device.type, enabled=False):
-            return reference.level_infonce(image.to(work), text.to(work), scale, curv, objective)
-    nll_image, nll_text, _, _ = _forward(image, text, scale, curv, *_flat(objective), backend)
-    return nll_image, nll_text
+            return reference.level_infonce_part(image.to(work), text.to(work), scale, curv, objective)
+    nll_image, nll_text, _, text_lse = _forward(image, text, scale, curv, *_flat(objective), backend)
+    return nll_image, nll_text, text_lse
 
 
 # -- custom operators: an Objective travels as its fields ------------------------------------------------------
@@ -140,7 +195,7 @@ def _pool_width(image_taxa: Tensor, restrict: bool) -> int:
 def _forward(
     image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, *objective_and_backend: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nll_image (M, R), nll_text (N,), and for the backward pass row_lse (M, R or 1), col_lse (N,)."""
+    """nll_image (M, R), nll_text (N,), for the backward pass row_lse (M, R or 1), and text_lse (N,)."""
     *arguments, backend = objective_and_backend
     o = Objective(*arguments)
     check_values(o, curv)
@@ -148,7 +203,7 @@ def _forward(
     if _is_empty(o):
         (M, R), N, width = o.image_taxa.shape, len(text), _pool_width(o.image_taxa, o.restrict)
         like = scale.new_zeros
-        return like(M, R), like(N), like(M, width), like(N)
+        return like(M, R), like(N), like(M, width), like(N).fill_(MASKED)
     with torch.autocast(image.device.type, enabled=False), torch.cuda.device_of(image):
         result: tuple[Tensor, Tensor, Tensor, Tensor] = module.forward(image, text, scale, curv, o)
     return result
@@ -163,35 +218,37 @@ def _(image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, *rest: Any) -> t
 @torch.library.custom_op(
     "bioclip_hc::level_infonce_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_image, Tensor grad_text, Tensor row_lse, Tensor col_lse, Tensor image, Tensor text, "
-    f"Tensor scale, Tensor curv, {_FIELDS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad_image, Tensor grad_text, Tensor grad_lse, Tensor row_lse, Tensor text_lse, Tensor image, "
+    f"Tensor text, Tensor scale, Tensor curv, {_FIELDS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(
     grad_image: Tensor,
     grad_text: Tensor,
+    grad_lse: Tensor,
     row_lse: Tensor,
-    col_lse: Tensor,
+    text_lse: Tensor,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
     curv: Tensor,
     *objective_and_backend: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of <grad_image, nll_image> + <grad_text, nll_text> for image, text, scale and curv."""
+    """Gradients for image, text, scale and curv of the sum over nll_image, nll_text, text_lse of <gradient, it>."""
     *arguments, backend = objective_and_backend
     o = Objective(*arguments)
     if _is_empty(o):
         return torch.zeros_like(image), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(curv)
+    grad_lse = grad_lse.masked_fill(text_lse <= NO_IMAGE, 0)
     with torch.autocast(image.device.type, enabled=False), torch.cuda.device_of(image):
         result: tuple[Tensor, Tensor, Tensor, Tensor] = _implementation(backend, image).backward(
-            image, text, scale, curv, o, row_lse, col_lse, grad_image, grad_text
+            image, text, scale, curv, o, row_lse, text_lse, grad_image, grad_text, grad_lse
         )
     return result
 
 
 @_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments[4:8])
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments[5:9])
 
 
 def _is_empty(o: Objective) -> bool:
@@ -200,13 +257,13 @@ def _is_empty(o: Objective) -> bool:
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     image, text, scale, curv, taxa, rank, taxon, pair, bias, *options = inputs
-    ctx.mark_non_differentiable(*output[2:])
+    ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(*output[2:], image, text, scale, curv, taxa, rank, taxon, pair, bias)
     ctx.options = options
 
 
-def _differentiate(ctx: Any, grad_image: Tensor, grad_text: Tensor, *_: Any) -> tuple[Any, ...]:
-    gradients = _backward(grad_image, grad_text, *ctx.saved_tensors, *ctx.options)
+def _differentiate(ctx: Any, grad_image: Tensor, grad_text: Tensor, _: Any, grad_lse: Tensor) -> tuple[Any, ...]:
+    gradients = _backward(grad_image, grad_text, grad_lse, *ctx.saved_tensors, *ctx.options)
     return (*gradients, *[None] * 10)
 
 

@@ -176,7 +176,10 @@ def forward(
     epilogue: Epilogue = TORCH,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nll_image (M, R), nll_text (N,), and for `backward` row_lse (M, R), unrestricted (M, 1), and col_lse (N,)."""
+    """nll_image (M, R), nll_text (N,), and for `backward` row_lse (M, R), unrestricted (M, 1), and col_lse (N,).
+
+    A denominator without a term has the logarithm MASKED, or next to it.
+    """
     p = Problem(image, text, scale, curv, o, epilogue, tile)
     (M, R), N = o.image_taxa.shape, len(text)
     like = image.new_empty(0, dtype=p.dtype)
@@ -212,15 +215,16 @@ def backward(
     col_lse: Tensor,
     grad_image: Tensor,
     grad_text: Tensor,
+    grad_lse: Tensor,
     epilogue: Epilogue = TORCH,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of <grad_image, nll_image> + <grad_text, nll_text>.
+    """Gradients of <grad_image, nll_image> + <grad_text, nll_text> + <grad_lse, col_lse>.
 
-    For image and text in their own dtypes, scale () and curv ().
+    For image and text in their own dtypes, scale () and curv (). grad_lse is 0 where a text met no image.
     """
     p = Problem(image, text, scale, curv, o, epilogue, tile)
-    push_image, push_text, pull_image, pull_text = p.plan.weights(grad_image, grad_text, o.restrict)
+    push_image, push_text, pull_image, pull_text = p.plan.weights(grad_image, grad_text, grad_lse, o.restrict)
     of_cols = Pull(col_lse[p.order], push_text[p.order], pull_text[p.order])
     D = image.shape[1]
     dx = image.new_zeros(image.shape, dtype=p.dtype)

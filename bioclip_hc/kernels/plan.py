@@ -31,19 +31,20 @@ class Plan:
     col_count: Tensor  # (N,) positives of each text, in the order they came in
 
     def weights(
-        self, grad_image: Tensor, grad_text: Tensor, restrict: bool
+        self, grad_image: Tensor, grad_text: Tensor, grad_lse: Tensor, restrict: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What gradients (M, R) and (N,) of the nll push every logit of a row or column by, and pull its positives.
+        """What gradients push every logit of a row or column by, and pull its positives.
 
-        push_image is (M, R), or (M, 1) where ranks share a denominator, so that their weights add up; push_text
-        (N,), pull_image (M, R), pull_text (N,).
+        The gradients are those of nll_image (M, R), nll_text (N,) and text_lse (N,), the last 0 where a text met
+        no image. push_image is (M, R), or (M, 1) where ranks share a denominator, so that their weights add up;
+        push_text (N,), pull_image (M, R), pull_text (N,).
         """
         grad_image = grad_image.masked_fill(self.row_count == 0, 0)  # without a positive nll is the constant 0
         grad_text = grad_text.masked_fill(self.col_count == 0, 0)
         pull_image = grad_image / self.row_count.clamp_min(1)
         pull_text = grad_text / self.col_count.clamp_min(1)
         push_image = grad_image if restrict else grad_image.sum(1, keepdim=True)
-        return push_image, grad_text, pull_image, pull_text
+        return push_image, grad_text + grad_lse, pull_image, pull_text
 
 
 def make_plan(o: Objective) -> Plan:

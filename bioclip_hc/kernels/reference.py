@@ -104,10 +104,10 @@ def _acosh1p(u: Tensor) -> Tensor:
     return torch.log1p(u + (u * (u + 2)).sqrt())
 
 
-def level_infonce(
+def level_infonce_part(
     image: Tensor, text: Tensor, scale: Tensor, curv: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """See `bioclip_hc.kernels.level_infonce`; dense: holds several (M, N) matrices."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `bioclip_hc.kernels.level_infonce_part`; dense: holds several (M, N) matrices."""
     o = objective
     R = o.image_taxa.shape[1]
     similarity = logits(image, text, scale, curv, o.geometry, o.space)  # (M, N)
@@ -116,7 +116,7 @@ def level_infonce(
     own = o.pair[:, None] == torch.arange(len(text), device=text.device)  # (M, N)
     supervised = known.any(1)
     nll_image = []
-    nll_text = similarity.new_zeros(len(text))
+    nll_text, text_lse = similarity.new_zeros(len(text)), similarity.new_full((len(text),), MASKED)
     for r in range(R):
         at_rank = o.text_rank == r  # (N,)
         same = (o.image_taxa[:, r, None] == o.text_taxon) & at_rank & known[:, r, None]
@@ -125,19 +125,25 @@ def level_infonce(
         rows = (known[:, r] if o.restrict else supervised)[:, None].expand_as(same)
         if o.targets == "mask_out":
             columns, rows = columns & (~same | own), rows & (~same | own)
-        nll_image.append(_nll(biased, similarity, columns, positive, dim=1))
-        nll_text = torch.where(at_rank, _nll(similarity, similarity, rows, positive, dim=0), nll_text)
-    return torch.stack(nll_image, 1) if nll_image else similarity.new_zeros(len(image), 0), nll_text
+        nll_image.append(_nll(biased, similarity, columns, positive, dim=1)[0])
+        nll, lse = _nll(similarity, similarity, rows, positive, dim=0)
+        nll_text, text_lse = torch.where(at_rank, nll, nll_text), torch.where(at_rank, lse, text_lse)
+    rows_nll = torch.stack(nll_image, 1) if nll_image else similarity.new_zeros(len(image), 0)
+    return rows_nll, nll_text, text_lse
 
 
-def _nll(pool: Tensor, similarity: Tensor, allowed: Tensor, positive: Tensor, dim: int) -> Tensor:
-    """logsumexp of the pool over what is allowed, less the mean similarity of the positives; 0 without one."""
+def _nll(pool: Tensor, similarity: Tensor, allowed: Tensor, positive: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """logsumexp of the pool over what is allowed, less the mean similarity of the positives; 0 without one.
+
+    And the logsumexp itself.
+    """
     if pool.numel() == 0:
-        return pool.sum(dim)  # zeros that autograd knows
+        nothing = pool.sum(dim)  # zeros that autograd knows
+        return nothing, nothing + MASKED
     count = positive.sum(dim)
     total = pool.masked_fill(~allowed, MASKED).logsumexp(dim)
     mean = (similarity * positive).sum(dim) / count.clamp_min(1)
-    return torch.where(count > 0, total - mean, torch.zeros_like(total))
+    return torch.where(count > 0, total - mean, torch.zeros_like(total)), total
 
 
 def rank_topk(

@@ -390,20 +390,22 @@ def backward(
     col_lse: Tensor,
     grad_image: Tensor,
     grad_text: Tensor,
+    grad_lse: Tensor,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of <grad_image, nll_image> + <grad_text, nll_text>.
+    """Gradients of <grad_image, nll_image> + <grad_text, nll_text> + <grad_lse, col_lse>.
 
-    For image and text in their own dtypes, scale () and curv ().
+    For image and text in their own dtypes, scale () and curv (). grad_lse is 0 where a text met no image.
     """
     p = Problem(image, text, scale, curv, o, config)
     M, N, R, plan, tile, by = p.M, p.N, p.R, p.plan, p.config.backward, p.config.product
-    push_image, push_text, pull_image, pull_text = plan.weights(grad_image.float(), grad_text.float(), o.restrict)
+    grad_image, grad_text, grad_lse = (grad.float() for grad in (grad_image, grad_text, grad_lse))
+    push_image, push_text, pull_image, pull_text = plan.weights(grad_image, grad_text, grad_lse, o.restrict)
     weights = (
         (row_lse / math.log(2)).contiguous(), push_image.contiguous(), pull_image.contiguous(),
         *(v[plan.col_order].contiguous() for v in (col_lse / math.log(2), push_text, pull_text)),
     )  # fmt: skip
-    unit, s_max = _workspace_unit(p, push_image, push_text)
+    unit, s_max = _workspace_unit(p, push_image, push_text, pull_image, pull_text)
 
     row_tiles, col_tiles = triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols) + R - 1
     area = tile.rows * tile.cols
@@ -448,7 +450,9 @@ def backward(
     return dimage, dtext, (total / scale).to(scale.dtype), dcurv
 
 
-def _workspace_unit(p: Problem, push_image: Tensor, push_text: Tensor) -> tuple[Tensor, Tensor]:
+def _workspace_unit(
+    p: Problem, push_image: Tensor, push_text: Tensor, pull_image: Tensor, pull_text: Tensor
+) -> tuple[Tensor, Tensor]:
     """(R,) what an entry of the workspace counts for at each rank, and (2,) the largest s of both sides.
 
     fp16 ends at 65504 and fades under 6e-8. |W| is at most twice the sum of the largest weights g: in units of
@@ -456,8 +460,9 @@ def _workspace_unit(p: Problem, push_image: Tensor, push_text: Tensor) -> tuple[
     W (s_i / max s) (s_j / max s) / sqrt(u (u + 2)), and u > U_FLOOR s_i s_j bounds it by
     2 g 2236 / sqrt(max s max s): its unit is an eighth of g over that root.
     """
-    g = torch.zeros_like(p.factor.expand(p.R)).scatter_reduce(0, p.o.text_rank, push_text.abs(), "amax")
-    g = g + push_image.abs().amax(0)  # (R,); one value for all ranks if unrestricted
+    of_texts = torch.maximum(push_text.abs(), pull_text.abs())  # a text of a part may be pulled more than pushed
+    of_images = torch.maximum(push_image.abs(), pull_image.abs()).amax(0)
+    g = torch.zeros_like(of_images).scatter_reduce(0, p.o.text_rank, of_texts, "amax") + of_images  # (R,)
     g = torch.where(g > 0, g, 1.0)
     s_max = torch.stack([side.polar[:, 2].amax() for side in (p.x, p.y)])
     s_max = torch.where(s_max > 0, s_max, 1.0)

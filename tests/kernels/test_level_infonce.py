@@ -202,7 +202,8 @@ def forward_backward(p, backend, dtype=None, scale=3.0, curv=0.7, tile=None, **o
     )
     numbers = image.detach(), text.detach(), scale.detach()[0].to(dtype), curv.detach()[0].to(dtype), objective
     *nll, row_lse, col_lse = panel.forward(*numbers, tile=tile)
-    gradients = panel.backward(*numbers, row_lse, col_lse, *(w.to(dtype) for w in weights), tile=tile)
+    gradients = *(w.to(dtype) for w in weights), torch.zeros_like(col_lse)
+    gradients = panel.backward(*numbers, row_lse, col_lse, *gradients, tile=tile)
     return (*nll, *(x.reshape(y.shape) for x, y in zip(gradients, (image, text, scale, curv), strict=True)))
 
 

@@ -241,7 +241,13 @@ def test_gradients_of_any_size_fit_the_workspace(weight):
             wide = image.float(), text.detach().float()
             *_, row_lse, col_lse = triton_infonce.forward(*wide, *scalars, o)
             gradients = triton_infonce.backward(
-                *wide, *scalars, o, row_lse, col_lse, torch.full_like(nll, weight), torch.zeros_like(col_lse)
+                *wide,
+                *scalars,
+                o,
+                row_lse,
+                col_lse,
+                torch.full_like(nll, weight),
+                *torch.zeros(2, len(col_lse)).to(nll),
             )
             found[backend] = gradients[1].double()
         else:
@@ -268,7 +274,10 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.bioclip_hc.level_infonce.default, (*inputs, *options))
     outputs = [x.detach() for x in torch.ops.bioclip_hc.level_infonce(*inputs, *options)]
     fixed = [x.detach() for x in inputs]
-    torch.library.opcheck(torch.ops.bioclip_hc.level_infonce_backward.default, (*outputs, *fixed, *options))
+    gradients = outputs[0], outputs[1], outputs[3]
+    saved = outputs[2:]
+    operator = torch.ops.bioclip_hc.level_infonce_backward.default
+    torch.library.opcheck(operator, (*gradients, *saved, *fixed, *options))
 
 
 @pytest.mark.parametrize("backend", ["tiled", "triton"])
@@ -310,7 +319,7 @@ def test_the_host_never_waits():
         with NothingWaits():
             nll_image, nll_text, row_lse, col_lse = triton_infonce.forward(image, text, *scalars, o)
             triton_infonce.backward(
-                image, text, *scalars, o, row_lse, col_lse, torch.ones_like(nll_image), torch.ones_like(nll_text)
+                image, text, *scalars, o, row_lse, col_lse, *map(torch.ones_like, (nll_image, nll_text, col_lse))
             )
 
 
@@ -379,8 +388,8 @@ def largest_error(module, make, options):
     )  # fmt: skip
     scalars = [torch.tensor(options["scale"], device=DEVICE), torch.tensor(1.0, device=DEVICE)]
     nll_image, nll_text, row_lse, col_lse = module.forward(image, text, *scalars, o)
-    ones = torch.ones_like(nll_image), torch.ones_like(nll_text)
-    got = [nll_image, nll_text, *module.backward(image, text, *scalars, o, row_lse, col_lse, *ones)]
+    gradients = torch.ones_like(nll_image), torch.ones_like(nll_text), torch.zeros_like(col_lse)
+    got = [nll_image, nll_text, *module.backward(image, text, *scalars, o, row_lse, col_lse, *gradients)]
     exact = [x.double().requires_grad_() for x in (image, text, *scalars)]
     nll = level_infonce(
         *exact[:2], *labels, *exact[2:], geometry=o.geometry, space=o.space, backend="reference"
