@@ -57,6 +57,21 @@ class PackedTexts:
         place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (place <= place[:, None]) & (place[:, None] < self.stop[:, None, :])
 
+    def split(self, parts: int) -> list[tuple[PackedTexts, Tensor]]:
+        """The sequences in that many shares, as even as can be, each with the indices (u,) of its texts."""
+        length = self.tokens.shape[1]
+        sequence = self.node[:, 0] // length  # (U,) where each text is
+        shares = []
+        for own in torch.arange(len(self.tokens)).tensor_split(parts):
+            if not len(own):
+                shares.append((pack([]), own))
+                continue
+            texts = ((sequence >= own[0]) & (sequence <= own[-1])).nonzero().flatten()
+            node = self.node[texts]
+            node = torch.where(node < 0, -1, node - own[0] * length)
+            shares.append((PackedTexts(self.tokens[own], self.position[own], self.stop[own], node), texts))
+        return shares
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedTexts:
         return PackedTexts(*(change(getattr(self, field.name)) for field in fields(self)))
 

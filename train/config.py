@@ -103,6 +103,12 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: what is sharded over processes (1 optimizer, 2 and gradients, 3 and parameters)."""
+    micro_batch: int = 0
+    """Images, and packed sequences of texts, that a process encodes at a time: bounds the memory of a batch of any
+    size at a third more time, with the same gradient (but BatchNorm then normalises each micro-batch by itself).
+    0: the whole batch at once."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or a gradient is not finite: end the run, or leave out the step."""
     threads: int = 0
     """CPU threads of one process; 0 leaves torch's choice."""
     log_every: int = 10
@@ -133,10 +139,10 @@ class Config:
 
 
 FREE_TO_CHANGE = {
-    "data.workers", "run.output", "run.threads", "run.log_every", "run.save_every", "run.keep", "run.stop_after",
-    "run.trackers",
+    "data.workers", "run.output", "run.micro_batch", "run.on_nonfinite", "run.threads", "run.log_every",
+    "run.save_every", "run.keep", "run.stop_after", "run.trackers",
 }  # fmt: skip
-"""Keys that a resumed run may change, because they leave its numbers alone."""
+"""Keys that a resumed run may change: they leave its numbers alone (run.micro_batch: but for the order of sums)."""
 
 
 def read_config(path: str | Path, arguments: list[str] | None = None) -> Config:
@@ -184,6 +190,7 @@ def check(config: Config) -> Config:
         ("optim.grad_clip", optim.grad_clip),
         ("model.logit_scale", model.logit_scale),
         ("data.workers", data.workers),
+        ("run.micro_batch", run.micro_batch),
         ("run.save_every", run.save_every),
         ("run.stop_after", run.stop_after),
     ):

@@ -74,9 +74,10 @@ def progress_line(record: dict[str, Any], total: int) -> str:
     ranks = " ".join(f"{name[:1]} {value:.2f}" for name, value in record["per_rank"].items() if value is not None)
     shown = (name for name in ("curvature", "logit_scale") if name in record["scalars"])
     scalars = " ".join(f"{name} {record['scalars'][name]:.3g}" for name in shown)
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
     left = f"  eta {_duration(record['eta'])}" if record.get("eta") is not None else ""
     return (
-        f"step {record['step']}/{total}  loss {record['loss']:.3f} [{ranks}]  lr {record['lr']:.2e}  "
+        f"step {record['step']}/{total}  loss {loss} [{ranks}]  lr {record['lr']:.2e}  "
         f"{record['samples_per_second']:.0f} img/s  wait {record['waiting']:.0%}  {scalars}{left}"
     )
 

@@ -11,7 +11,6 @@ SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --
 
 from __future__ import annotations
 
-import math
 import random
 import signal
 import sys
@@ -26,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from bioclip_hc.data.loader import Batch
-from bioclip_hc.data.samplers import local_slice
+from bioclip_hc.data.samplers import local_slice, order_digest
 from bioclip_hc.data.shards import Quarantine, TooManyBadSamples
 from bioclip_hc.losses import LossOutput
 from bioclip_hc.taxonomy import RANKS
@@ -38,12 +37,8 @@ from engine import full_state, gathered_parameters, start_engine
 from folder import claim_output, inputs, keep_lines, record_unusable, same_inputs, write_json
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
+from step import Step, TrainingStopped
 from world import world
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on, for a reason that its message gives."""
-
 
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
 
@@ -93,9 +88,10 @@ class Training:
         self.inputs = inputs(self.model, self.batches)
         same_inputs(self.output / "inputs.json", self.inputs)
         self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
-        self.loss = build_loss(config)
-        self.engine, self.schedule = start_engine(self.model, config, self.steps)
+        self.engine, schedule = start_engine(self.model, config, self.steps)
+        self.train_step = Step(self.engine, schedule, self.model, build_loss(config), config)
         self.step = 0
+        self.order, self.skipped = 0, 0  # of this process: digest of its samples' order; of all: steps left out
         quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         self.journal = None
@@ -111,7 +107,8 @@ class Training:
                 self.journal.warn_once(problem, f"damaged checkpoint left aside: {problem}")
         if saved is not None:
             facts = checkpoint.load(self.engine, saved)
-            self.step = facts["step"]
+            self.step, self.skipped = facts["step"], facts["skipped"]
+            self.order = facts["order"] if self.world_rank == 0 else 0
             self.quarantine.used, self.quarantine.quarantined = facts["samples"][self.world_rank]
             keep_lines(quarantine, self.quarantine.quarantined)  # the steps since the checkpoint come again
             if self.journal:
@@ -143,41 +140,49 @@ class Training:
         while self.step < stop:
             with clock.waiting():
                 batch = next(batches)
-            output = self.train_step(batch)
-            self.step += 1
+            output = self.advance(batch)
             clock.steps += 1
             if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
                 self.log(output, clock)
             if self.stopped():
-                self.save(output)
+                self.save()
                 return EXIT_PREEMPTED
             if self.config.run.save_every and self.step % self.config.run.save_every == 0:
-                self.save(output)
+                self.save()
                 saved = self.step
         if saved != self.step:
-            self.save(output)
+            self.save()
         if self.step == self.steps:
             self.export()
         return 0
 
-    def train_step(self, batch: Batch) -> LossOutput:
-        """Forward, backward, step. No host sync on the way."""
+    def advance(self, batch: Batch) -> LossOutput:
+        """One step, its samples counted."""
         self.quarantine.use(len(batch.indices) - len(batch.bad))
         for sample in batch.bad:
             self.quarantine.record(*sample)
-        images, taxa, tokens, rank, taxon = (x.to(self.device, non_blocking=True) for x in batch[:5])
-        out = self.engine(images, tokens)
-        with torch.autocast(self.device.type, enabled=False):
-            output = self.loss(out.image, out.text, taxa, rank, taxon, out.logit_scale, out.curv)
-        self.lr = self.schedule.get_last_lr()[0]
-        self.engine.backward(output.loss)
-        self.engine.step()
+        place = self.step * self.config.optim.global_batch + len(batch.indices) * self.world_rank
+        self.order = (self.order + order_digest(place, batch.indices.numpy())) % 2**64
+        try:
+            output = self.train_step(batch)
+        except TrainingStopped as error:
+            raise TrainingStopped(
+                f"not finite at step {self.step + 1}: {error}. No parameter has moved, and saved checkpoints are "
+                f"intact; lower optim.lr, clip gradients (optim.grad_clip), use precision bf16, or leave such "
+                f"steps out by run.on_nonfinite = 'skip'"
+            ) from None
+        self.step += 1
+        if self.train_step.skipped:
+            self.skipped += 1
+            if self.journal:
+                self.journal.say(f"warning: step {self.step} left out, not finite: {self.train_step.skipped}")
+                self.journal.event("skipped", step=self.step, reason=self.train_step.skipped)
         return output
 
     def log(self, output: LossOutput, clock: Clock) -> None:
         """One record; all processes call it."""
-        loss = self.finite(output.loss)
         used, quarantined = np.sum(self.counts(), axis=0).tolist()
+        order = self.global_order()
         scalars, at_bounds = self.scalars()
         if self.journal is None:
             return
@@ -186,34 +191,22 @@ class Training:
         record = {
             "step": self.step,
             "epoch": round(self.step / self.batches.plan.steps_per_epoch, 4),
-            "loss": round(loss, 6),
+            "loss": finite_or_none(output.loss.item()),
             "per_rank": dict(zip(RANKS, map(finite_or_none, output.per_rank.tolist()), strict=True)),
             "floor": dict(zip(RANKS, map(finite_or_none, output.floor.tolist()), strict=True)),
-            "lr": self.lr,
+            "lr": self.train_step.lr,
             "samples_per_second": round(speed, 2),
             "waiting": round(waiting, 4),
             "eta": round(left),
             "scalars": {name: round(value, 6) for name, value in scalars.items()},
             "used": used,
             "quarantined": quarantined,
+            "skipped": self.skipped + getattr(self.engine, "skipped_steps", 0),
+            "order": f"{order:016x}",
         }
         self.journal.step(record)
         for name in at_bounds:
             self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
-
-    def finite(self, loss: torch.Tensor) -> float:
-        """The loss as a number, read where the host waits anyway.
-
-        Raises:
-            TrainingStopped: NaN or infinity.
-        """
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingStopped(
-                f"the loss is {value} at step {self.step}; lower optim.lr, clip gradients (optim.grad_clip), or "
-                f"use precision bf16. Checkpoints saved before are intact"
-            )
-        return value
 
     def counts(self) -> list[tuple[int, int]]:
         """Samples used and quarantined so far by each process; all call it."""
@@ -221,16 +214,21 @@ class Training:
         dist.all_gather_object(counts, (self.quarantine.used, self.quarantine.quarantined))
         return counts
 
+    def global_order(self) -> int:
+        """Digest of the order in which all processes took the samples so far; all call it."""
+        orders: list[Any] = [None] * self.world_size
+        dist.all_gather_object(orders, self.order)
+        return sum(orders) % 2**64
+
     def scalars(self) -> tuple[dict[str, float], list[str]]:
         """Logit scale, curvature and feature scales, and which of them sit on a bound; all processes call it."""
         own = [p for name, p in self.model.named_parameters() if not name.startswith("clip.")]
         with gathered_parameters(own, self.config.run.zero_stage):
             return self.model.scalars(), self.model.scalars_at_bounds()
 
-    def save(self, output: LossOutput) -> None:
-        """A sealed checkpoint of the state after `self.step` steps, the last of which gave `output`."""
-        self.finite(output.loss)
-        facts = {"samples": self.counts()}
+    def save(self) -> None:
+        """A sealed checkpoint of the state after `self.step` steps."""
+        facts = {"samples": self.counts(), "order": self.global_order(), "skipped": self.skipped}
         path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
         if self.journal:
             self.journal.event("checkpoint", step=self.step, path=path.name)

@@ -36,6 +36,24 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return int(_draw(1, seed, AUGMENT, epoch, index)[0] >> np.uint64(32))
 
 
+def order_digest(start: int, indices: np.ndarray) -> int:
+    """64 bits of which samples (n,) stood at the places start, start + 1, ... of a run's order.
+
+    The sum, modulo 2^64, of a hash of each (place, sample): parts of an order add up to the digest of the whole,
+    whoever took them. (Mixing: the finalizer of SplitMix64; Steele, Lea, Flood 2014.)
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
+        place = np.arange(start, start + len(indices), dtype=np.uint64)
+        return int(_mix(_mix(place) + indices.astype(np.uint64)).sum(dtype=np.uint64))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 class BatchPlan:
     """The batches of a whole run, by absolute step.
 
