@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +121,10 @@ class Run:
 
 
 class Server:
-    """Forks train.py on request."""
+    """Forks train.py on request; `script` is a file that calls `serve`."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, __file__]
+    def __init__(self, script: str = __file__) -> None:
+        command = [sys.executable, script]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
         )
@@ -166,8 +167,8 @@ def wait_for_step(output: Path, step: int, seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
-def serve() -> None:
-    """Answer requests on stdin until it closes."""
+def serve(main: Callable[[list[str]], int] | None = None) -> None:
+    """Answer requests on stdin until it closes; a fork runs `main`, by default that of train.py."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what imports print is no answer
     sys.path.insert(0, str(ROOT / "train"))
@@ -189,7 +190,7 @@ def serve() -> None:
         if "start" in request:
             pid = os.fork()
             if pid == 0:
-                run_forked(train.main, request)
+                run_forked(main or train.main, request)
             children.add(pid)
             answer = pid
         else:
@@ -201,7 +202,7 @@ def serve() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def run_forked(main: object, request: dict) -> None:
+def run_forked(main: Callable[[list[str]], int], request: dict) -> None:
     """Be `python train/train.py ...`; never returns."""
     code = 1
     try:

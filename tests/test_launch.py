@@ -1,8 +1,20 @@
 """Starting a run: what each launcher says, and what is refused."""
 
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
 import pytest
+from slurm import Job
+from small_run import ROOT, arguments, write_setup
 
 from world import place
+
+sys.path.insert(0, str(ROOT / "train" / "launch"))
+import task
 
 JOB = {"SLURM_JOB_ID": "32007", "SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
 STEP = {**JOB, "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "gpu[03-04]"}
@@ -58,3 +70,126 @@ def test_a_container_without_slurm_says_what_to_set(tmp_path, monkeypatch, body)
 def test_processes_that_know_nothing_of_each_other_do_not_train(environment, message):
     with pytest.raises(ValueError, match=message):
         place(environment)
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------
+
+SCRIPT = ROOT / "train" / "launch" / "two_nodes.slurm"
+MODEL = ("open_clip_model.safetensors", "hyperbolic.safetensors", "taxonomy.json")
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """Shards, configuration, and a repository, all below a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("two words")
+    (folder / "train").symlink_to(ROOT / "train")
+    script = SCRIPT.read_text().replace("--ntasks-per-node=4", "--ntasks-per-node=1")
+    (folder / "two_nodes.slurm").write_text(script)
+    return write_setup(folder)
+
+
+def submit(setup, folder, output, *more):
+    folder.mkdir()
+    return Job(folder, setup, setup / "two_nodes.slurm", *arguments(setup, output, *more))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setup):
+    job = submit(setup, setup / "undisturbed.job", setup / "undisturbed")
+    assert job.run() == 0, job.printed
+    assert job.requeued == 0
+    return setup / "undisturbed"
+
+
+def same_model(a, b):
+    return all((a / "model" / name).read_bytes() == (b / "model" / name).read_bytes() for name in MODEL)
+
+
+def at_step(output, step):
+    log = output / "log.jsonl"
+    return log.is_file() and f'"step": {step},' in log.read_text()
+
+
+def test_a_job_preempted_twice_ends_as_one_that_was_not(setup, undisturbed, tmp_path):
+    """The first signal comes to the tasks alone, as with proctrack/cgroup, the second to the workers too."""
+    output, sent = tmp_path / "run", []
+
+    def preempt(job):
+        for number, step in enumerate((2, 6)):
+            if len(sent) == number == job.requeued and at_step(output, step):
+                job.signal(signal.SIGCONT, signal.SIGTERM, everyone=number == 1)
+                sent.append(step)
+
+    job = submit(setup, tmp_path / "job", output, "--data.workers", "1")
+    assert job.run(preempt) == 0, job.printed
+    assert (job.requeued, len(sent)) == (2, 2)
+    assert [("--resume" in words) for words in job.sruns] == [False, True, True]
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    resumed = [r["step"] for r in log if r.get("event") == "resume"]
+    assert len(resumed) == 2
+    assert resumed == [r["step"] for r in log if r.get("event") == "checkpoint"][:1] + resumed[1:]
+    steps = [r["step"] for r in log if "event" not in r]
+    assert steps == list(range(1, 13))  # none lost, none repeated
+    assert same_model(output, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["at once", "config.json"])
+def test_a_job_preempted_before_its_first_checkpoint_starts_over(setup, undisturbed, tmp_path, moment):
+    output, sent = tmp_path / "run", []
+
+    def preempt(job):
+        if not sent and job.tasks and (moment == "at once" or (output / moment).is_file()):
+            job.signal(signal.SIGCONT, signal.SIGTERM)
+            sent.append(moment)
+
+    job = submit(setup, tmp_path / "job", output)
+    assert job.run(preempt) == 0, job.printed
+    assert job.requeued == 1
+    assert same_model(output, undisturbed)
+
+
+def test_a_job_that_fails_does_not_requeue(setup, tmp_path):
+    job = submit(setup, tmp_path / "job", tmp_path / "run", "--data.train", "nowhere")
+    assert job.run() == 255
+    assert job.requeued == 0
+    assert "there is no" in job.printed
+    assert "ended with code 2" in job.printed
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_task_that_is_killed_ends_the_others_and_the_job(setup, tmp_path):
+    output, killed = tmp_path / "run", []
+
+    def kill(job):
+        if not killed and at_step(output, 2):
+            children = Path(f"/proc/{job.tasks[1].pid}/task/{job.tasks[1].pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    job = submit(setup, tmp_path / "job", output)
+    assert job.run(kill) == 255
+    assert time.monotonic() - killed[0] < 60
+    assert job.requeued == 0
+    assert "task 1 on" in job.printed
+    assert "was killed by signal 9" in job.printed
+
+
+def test_a_job_that_was_cancelled_does_not_requeue(setup, tmp_path):
+    output = tmp_path / "run"
+
+    def cancel(job):
+        if job.state == "RUNNING" and at_step(output, 2):
+            job.state = "CANCELLED"
+            job.signal(signal.SIGCONT, signal.SIGTERM)
+
+    job = submit(setup, tmp_path / "job", output)
+    assert job.run(cancel) == 143
+    assert job.requeued == 0
+    assert list((output / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(0, 0), (143, 143), (-15, 143), (-10, 143), (2, 255), (1, 255), (-9, 255), (-11, 255)]
+)
+def test_a_failure_is_never_taken_for_a_preemption(code, told):
+    assert task.verdict(code) == told
