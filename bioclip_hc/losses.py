@@ -1,6 +1,10 @@
-"""Objectives: what is reduced over the rows that `kernels.level_infonce` returns.
+"""Objectives: what is reduced over the rows that `kernels.level_infonce_part` returns.
 
-# B local images, N global images, U texts, D embed, R ranks, K texts of one rank, P_k images that carry text k
+# B local images, U local texts, N texts of the batch, D embed, R ranks, K texts of one rank
+# P_k images that carry text k
+
+Over several processes each computes its images' rows with the texts of all: every tile of the matrix once. Images
+stay where they are, texts are gathered, and the texts' rows are merged from the processes' parts of them.
 """
 
 from __future__ import annotations
@@ -11,8 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bioclip_hc.distributed import all_gather_rows, gather_rows_with_grad, row_counts, world_size
-from bioclip_hc.kernels import level_infonce
+from bioclip_hc.distributed import (
+    all_gather_rows,
+    average_gradient,
+    gather_rows_with_grad,
+    max_over_processes,
+    row_counts,
+    sum_over_processes,
+    world_rank,
+    world_size,
+)
+from bioclip_hc.kernels import level_infonce_part
 from bioclip_hc.kernels.reference import MASKED
 from bioclip_hc.taxonomy import RANKS
 
@@ -99,6 +112,10 @@ class LevelContrastiveLoss(nn.Module):
     ) -> LossOutput:
         """Loss of the global batch; every process returns the same value.
 
+        The average over processes of the parameters' gradients, which DDP and DeepSpeed take, is the gradient of
+        this loss; so the gradients for image, text, logit_scale and curv are those of this process times the number
+        of processes.
+
         Args:
             image: (B, D) this process' images. text: (U, D) this process' texts.
             image_taxa: (B, R) int64, -1 = unknown or not supervised.
@@ -118,7 +135,8 @@ class LevelContrastiveLoss(nn.Module):
         if curv is None and self.geometry == "lorentz":
             raise ValueError("geometry 'lorentz' needs curv, the positive curvature (1.0 in the paper)")
         batch = self._pool(_Batch(image, text, image_taxa, text_rank, text_taxon, pair, text_bias))
-        nll_image, nll_text = level_infonce(
+        counts = self._count(batch)
+        rows = level_infonce_part(
             *batch[:5],
             logit_scale,
             1.0 if curv is None else curv,
@@ -130,35 +148,53 @@ class LevelContrastiveLoss(nn.Module):
             restrict=self.restrict,
             backend=self.backend,
         )
-        return self._reduce(nll_image, nll_text, batch)
+        return self._reduce(*rows, batch, counts)
+
+    def _alone(self) -> bool:
+        """Whether this process' images and texts are the whole batch."""
+        return self.per_process or world_size(self.process_group) == 1
 
     def _pool(self, local: _Batch) -> _Batch:
-        """The batch whose texts and images are each other's negatives, its ids int64 and checked."""
+        """The local images and the texts of the whole batch, ids int64 and checked."""
         rank, taxon = local.text_rank.long(), local.text_taxon.long()
         local = local._replace(image_taxa=local.image_taxa.long(), text_rank=rank, text_taxon=taxon)
         if local.pair is None:
             _check_unique(rank, taxon)
-        alone = self.per_process or world_size(self.process_group) == 1
-        return local if alone else _gather(local, self.process_group)
+        return local if self._alone() else _gather_texts(local, self.process_group)
 
-    def _reduce(self, nll_image: Tensor, nll_text: Tensor, batch: _Batch) -> LossOutput:
+    def _count(self, batch: _Batch) -> _Counts:
+        """What the texts and the ranks of the whole batch count."""
+        here, images = _images_per_text(batch).int(), (batch.image_taxa >= 0).sum(0).int()
+        if self._alone():
+            return _Counts(here, here, images)
+        return _Counts(here, *sum_over_processes([here, images], self.process_group))
+
+    def _merge(
+        self, image_sum: Tensor, nll_text: Tensor, text_lse: Tensor, counts: _Counts
+    ) -> tuple[Tensor, Tensor]:
+        """image_sum (R,), which adds up over processes, and nll_text (N,), of the whole batch."""
+        if self._alone():
+            return image_sum, nll_text
+        return _merge(image_sum, nll_text, text_lse, counts, self.process_group)
+
+    def _reduce(
+        self, nll_image: Tensor, nll_text: Tensor, text_lse: Tensor, batch: _Batch, counts: _Counts
+    ) -> LossOutput:
         """Rows to a number per rank, and ranks to the loss."""
         R = len(self.ranks)
-        carried = _images_per_text(batch)  # (U,) |P_k|
+        carried = counts.carried
         used = carried > 0
         rank = batch.text_rank
+        if self.image_weighting == "balanced":
+            nll_image = nll_image * _text_share_of_images(batch, carried.to(nll_image.dtype))
+        i2t, nll_text = self._merge(nll_image.sum(0), nll_text, text_lse, counts)
         texts = nll_text.new_zeros(R).index_add(0, rank, used.to(nll_text.dtype))  # (R,) K
         present = texts > 0
         least = texts.clamp_min(1)  # an absent rank is 0/1 below: 0/0 would send NaN back through 0 * inf
         t2i = nll_text.new_zeros(R).index_add(0, rank, nll_text * used) / least
         log_count = carried.clamp_min(1).to(nll_text.dtype).log()
         floor = nll_text.new_zeros(R).index_add(0, rank, log_count * used) / least
-        if self.image_weighting == "standard":
-            images = (batch.image_taxa >= 0).sum(0)
-            i2t = nll_image.sum(0) / images.clamp_min(1)
-        else:
-            weight = _text_share_of_images(batch, carried)
-            i2t = (nll_image * weight).sum(0) / least
+        i2t = i2t / (counts.images.clamp_min(1) if self.image_weighting == "standard" else least)
         per_rank = self.direction_weight * (i2t + t2i)
         total = (per_rank * present).sum()
         loss = total if self.rank_reduction == "sum" else total / present.sum().clamp_min(1)
@@ -176,6 +212,12 @@ class _Batch(NamedTuple):
     text_taxon: Tensor
     pair: Tensor | None
     text_bias: Tensor | None
+
+
+class _Counts(NamedTuple):
+    here: Tensor  # (N,) local images that carry each text
+    carried: Tensor  # (N,) images of all processes that do, |P_k|
+    images: Tensor  # (R,) images of all processes known at each rank
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -204,31 +246,51 @@ def _check_unique(text_rank: Tensor, text_taxon: Tensor) -> None:
         )
 
 
-def _gather(local: _Batch, group: Any) -> _Batch:
-    """The batch of all processes. A text that several hold becomes one column, its first holder's."""
-    images = row_counts(len(local.image), local.image.device, group)
-    texts = row_counts(len(local.text), local.text.device, group)
-    text = gather_rows_with_grad(local.text, texts, group)
-    image = gather_rows_with_grad(local.image, images, group)
-    image_taxa = all_gather_rows(local.image_taxa, images, group)
-    rank, taxon = (all_gather_rows(ids, texts, group) for ids in (local.text_rank, local.text_taxon))
-    bias = None if local.text_bias is None else all_gather_rows(local.text_bias, texts, group)
+def _gather_texts(local: _Batch, group: Any) -> _Batch:
+    """The local images with the texts of all processes. A text that several hold comes from its first holder."""
+    held, own = row_counts(len(local.text), local.text.device, group), world_rank(group)
+    ids = all_gather_rows(torch.stack([local.text_rank, local.text_taxon], 1), held, group)  # (n, 2)
+    bias = None if local.text_bias is None else all_gather_rows(local.text_bias, held, group)
+    before = sum(held[:own])
     if local.pair is not None:
-        first_text = torch.tensor([sum(texts[:p]) for p in range(len(texts))], device=rank.device)
-        start = first_text.repeat_interleave(torch.tensor(images, device=rank.device))
-        pair = all_gather_rows(local.pair, images, group)
-        return _Batch(image, text, image_taxa, rank, taxon, torch.where(pair >= 0, pair + start, -1), bias)
-    first = _first_holders(rank, taxon)
-    bias = None if bias is None else bias[first]
-    return _Batch(image, text[first], image_taxa, rank[first], taxon[first], None, bias)
+        text = gather_rows_with_grad(local.text, held, group)
+        pair = torch.where(local.pair >= 0, local.pair + before, -1)
+        return _Batch(local.image, text, local.image_taxa, ids[:, 0], ids[:, 1], pair, bias)
+    first, sent = _first_holders(ids, held)
+    text = local.text
+    if sent[own] < held[own]:
+        text = text[first[sum(sent[:own]) : sum(sent[: own + 1])] - before]
+    text = gather_rows_with_grad(text, sent, group)
+    ids, bias = ids[first], None if bias is None else bias[first]
+    return _Batch(local.image, text, local.image_taxa, ids[:, 0], ids[:, 1], None, bias)
 
 
-def _first_holders(rank: Tensor, taxon: Tensor) -> Tensor:
-    """Indices of the first of each distinct (rank, taxon), in order."""
-    _, inverse = _keys(rank, taxon).unique(return_inverse=True)
-    place = torch.arange(len(rank), device=rank.device)
-    first = torch.full_like(place, len(rank)).scatter_reduce_(0, inverse, place, "amin")
-    return first[first < len(rank)].sort().values
+def _first_holders(ids: Tensor, held: list[int]) -> tuple[Tensor, list[int]]:
+    """Where each distinct (rank, taxon) of ids (n, 2) stands first, in order; how many stand with each process."""
+    keys, order = _keys(*ids.unbind(1)).sort(stable=True)
+    first = torch.ones_like(keys, dtype=torch.bool)
+    first[1:] = keys[1:] != keys[:-1]
+    first = torch.empty_like(first).scatter_(0, order, first)
+    sent: list[int] = torch.stack([part.sum() for part in first.split(held)]).tolist()
+    return first.nonzero().flatten(), sent
+
+
+def _merge(
+    image_sum: Tensor, nll_text: Tensor, text_lse: Tensor, counts: _Counts, group: Any
+) -> tuple[Tensor, Tensor]:
+    """image_sum (...) over all processes, and the texts' nll (N,) from the processes' parts of them.
+
+    With lse_p the part's logsumexp, c_p its share of the images that carry the text, and m the largest lse_p,
+
+        nll = sum_p c_p (nll_p + m - lse_p) + log sum_p exp(lse_p - m)
+
+    of which no term is negative.
+    """
+    top = max_over_processes(text_lse, group)
+    share = counts.here.to(nll_text.dtype) / counts.carried.clamp_min(1)
+    parts = [image_sum, share * (nll_text + (top - text_lse)), (text_lse - top).exp()]
+    image_sum, above, total = sum_over_processes(parts, group)
+    return image_sum, torch.where(counts.carried > 0, above + total.log(), 0)
 
 
 def _image_text(batch: _Batch) -> Tensor:
@@ -308,10 +370,11 @@ class MixedRankClipLoss(LevelContrastiveLoss):
                 f"image {i} is supervised at {int(captions[i])} ranks, and a caption has one; use a sampler that "
                 "draws one rank per image"
             )
-        carried = _images_per_text(batch)
+        counts = self._count(batch)
+        carried = counts.carried
         log_carried = carried.clamp_min(1).double().log()
         bias = torch.where(carried > 0, log_carried, MASKED)  # a caption of no readable image is no column
-        nll_image, nll_text = level_infonce(
+        nll_image, nll_text, text_lse = level_infonce_part(
             *batch[:5],
             logit_scale,
             1.0 if curv is None else curv,
@@ -321,10 +384,11 @@ class MixedRankClipLoss(LevelContrastiveLoss):
             restrict=False,
             backend=self.backend,
         )
+        image_sum, nll_text = self._merge(nll_image.sum(0), nll_text, text_lse, counts)
         rank = batch.text_rank
         zeros = nll_text.new_zeros(len(self.ranks))
         images = zeros.index_add(0, rank, carried.to(zeros.dtype))  # (R,) images captioned at each rank
-        both = nll_image.sum(0) + zeros.index_add(0, rank, nll_text * carried)
+        both = image_sum + zeros.index_add(0, rank, nll_text * carried)
         floor = zeros.index_add(0, rank, (carried * log_carried).to(zeros.dtype))
         loss = self.direction_weight * both.sum() / images.sum().clamp_min(1)
         per_rank, floor = (self.direction_weight * (x / images).detach() for x in (both, floor))
@@ -386,11 +450,22 @@ class ClipLoss(nn.Module):
     def _loss(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         if self.world_size == 1:
             return _symmetric(image, text, scale)
+        own = torch.arange(len(image), device=image.device) + len(image) * self.rank
+        if self.gather_with_grad and not self.local_loss:
+            return self._each_tile_once(image, text, scale, own)
         all_image, all_text = (self._gather(x) for x in (image, text))
         if not self.local_loss:
             return _symmetric(all_image, all_text, scale)
-        own = torch.arange(len(image), device=image.device) + len(image) * self.rank
         return (_rows_nll(image, all_text, scale, own) + _rows_nll(text, all_image, scale, own)) / 2
+
+    def _each_tile_once(self, image: Tensor, text: Tensor, scale: Tensor, own: Tensor) -> Tensor:
+        """The mean over all pairs from the local images alone: the same value and gradients on every process."""
+        all_text = self._gather(text)
+        nll_image, nll_text, text_lse = _one_rank(image, all_text, average_gradient(scale), own)
+        each = torch.ones(len(all_text), dtype=torch.int32, device=own.device)
+        here = torch.zeros_like(each).index_fill(0, own, 1)
+        image_sum, nll_text = _merge(nll_image.sum(), nll_text, text_lse, _Counts(here, each, each.sum()), None)
+        return (image_sum / len(all_text) + nll_text.mean()) / 2
 
     def _gather(self, x: Tensor) -> Tensor:
         counts = [len(x)] * self.world_size  # open_clip, too, needs equal local batches
@@ -404,7 +479,7 @@ class ClipLoss(nn.Module):
 
 
 def _symmetric(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    nll_image, nll_text = _one_rank(image, text, scale, torch.arange(len(image), device=image.device))
+    nll_image, nll_text, _ = _one_rank(image, text, scale, torch.arange(len(image), device=image.device))
     return (nll_image.mean() + nll_text.mean()) / 2
 
 
@@ -414,10 +489,10 @@ def _rows_nll(rows: Tensor, columns: Tensor, scale: Tensor, own: Tensor) -> Tens
     return _one_rank(rows, columns, scale, own)[0].mean()
 
 
-def _one_rank(image: Tensor, text: Tensor, scale: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _one_rank(image: Tensor, text: Tensor, scale: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """CLIP's classification of pairs as a level of its own: one rank, every text a taxon."""
     taxon = torch.arange(len(text), device=text.device)
-    return level_infonce(
+    return level_infonce_part(
         image,
         text,
         taxon[own][:, None],

@@ -216,7 +216,7 @@ def test_the_host_never_waits_for_a_gpu(weighting, paired):
         rows = [torch.zeros(*shape, device=device) for shape in ((5, 4), (3, 4), (5, 2), (3,))]
         image, text, nll_image, nll_text = rows
         pooled = loss._pool(_Batch(image, text, taxa, rank, taxon, pair if paired else None, None))
-        out = loss._reduce(nll_image, nll_text, pooled)
+        out = loss._reduce(nll_image, nll_text, nll_text, pooled, loss._count(pooled))
         assert out.loss.device.type == "cuda"
         assert out.per_rank.shape == (2,)
 
@@ -224,13 +224,15 @@ def test_the_host_never_waits_for_a_gpu(weighting, paired):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_device_counts_as_the_host_does_without_a_wait():
     image, text, taxa, rank, taxon = (x.detach() for x in batch(complete=False))
-    nll = torch.rand(len(taxa), 7), torch.rand(len(text))
+    nll = torch.rand(len(taxa), 7), torch.rand(len(text)), torch.rand(len(text))
     loss = LevelContrastiveLoss(image_weighting="balanced")
-    expected = loss._reduce(*nll, loss._pool(_Batch(image, text, taxa, rank, taxon, None, None)))
+    pooled = loss._pool(_Batch(image, text, taxa, rank, taxon, None, None))
+    expected = loss._reduce(*nll, pooled, loss._count(pooled))
     on_gpu = [x.cuda() for x in (image, text, taxa, rank, taxon, *nll)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        out = loss._reduce(*on_gpu[5:], loss._pool(_Batch(*on_gpu[:5], None, None)))
+        pooled = loss._pool(_Batch(*on_gpu[:5], None, None))
+        out = loss._reduce(*on_gpu[5:], pooled, loss._count(pooled))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close([x.cpu() for x in out], list(expected), equal_nan=True)
