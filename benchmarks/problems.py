@@ -13,6 +13,7 @@ Three modes of one op (see `level_infonce`):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -111,10 +112,32 @@ def _pairs(images: int, ranks: int) -> Tensor:
     return taxa
 
 
+def expected_texts(images: int) -> list[float]:
+    """How many taxa of each rank a batch of that many random images holds, on average: sum of 1 - (1 - p)^M.
+
+    Which species are the common ones is drawn, as for a batch, but once.
+    """
+    return [float(-(images * absent).expm1().sum()) for absent in _log_absent()]
+
+
+@cache
+def _log_absent() -> list[Tensor]:
+    """Of each rank, (taxa,) float64 log(1 - p), with p a taxon's chance to be that of a random image."""
+    species, chance = TAXA_OF_RANK[-1], _popularity()
+    leaf = torch.randperm(species, generator=torch.Generator().manual_seed(0))
+    share = chance / chance.sum()
+    return [(-share.new_zeros(taxa).index_add_(0, leaf * taxa // species, share)).log1p() for taxa in TAXA_OF_RANK]
+
+
+def _popularity() -> Tensor:
+    """(species,) float64: how often each is pictured, the commonest first; not normalised."""
+    return (torch.arange(TAXA_OF_RANK[-1], dtype=torch.float64) + POPULARITY_SHIFT) ** -POPULARITY_EXPONENT
+
+
 def _lineages(images: int, generator: torch.Generator) -> Tensor:
     """(M, 7) taxa of random species."""
     species = TAXA_OF_RANK[-1]
-    chance = (torch.arange(species, dtype=torch.float64) + POPULARITY_SHIFT) ** -POPULARITY_EXPONENT
+    chance = _popularity()
     draw = torch.rand(images, generator=generator, dtype=torch.float64) * chance.sum()
     place = torch.searchsorted(chance.cumsum(0), draw).clamp_max(species - 1)
     leaf = torch.randperm(species, generator=generator)[place]
