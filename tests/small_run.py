@@ -14,6 +14,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,15 @@ def start(setup: Path, output: Path, *more: str, **env: str) -> Run:
     """Start `train.py run.toml --run.output OUTPUT ...` in the background."""
     terminal = output.parent / f"{output.name}.{time.monotonic_ns()}.terminal"
     return server().start(arguments(setup, output, *more), terminal, **env)
+
+
+def start_together(setup: Path, output: Path, count: int, *more: str, **env: str) -> list[Run]:
+    """The same as `count` processes, as a launcher starts them but with none to end what is left of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
+    return [start(setup, output, *more, **place, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
 
 
 def finish(setup: Path, output: Path, *more: str, code: int = 0, **env: str) -> str:

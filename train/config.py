@@ -119,6 +119,8 @@ class Run:
     """Checkpoints kept."""
     stop_after: int = 0
     """End this process after so many steps of the run, checkpoint saved; 0 goes to the end."""
+    silence: float = 30.0
+    """Seconds without a sign of a process, or of a data worker in a sample, after which the run ends; 0: never."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where the log goes besides log.jsonl."""
 
@@ -140,7 +142,7 @@ class Config:
 
 FREE_TO_CHANGE = {
     "data.workers", "run.output", "run.micro_batch", "run.on_nonfinite", "run.threads", "run.log_every",
-    "run.save_every", "run.keep", "run.stop_after", "run.trackers",
+    "run.save_every", "run.keep", "run.stop_after", "run.silence", "run.trackers",
 }  # fmt: skip
 """Keys that a resumed run may change: they leave its numbers alone (run.micro_batch: but for the order of sums)."""
 
@@ -197,6 +199,7 @@ def check(config: Config) -> Config:
         _need(value >= 0, f"{key} must not be negative, got {value}")
     for key, value in (("run.log_every", run.log_every), ("run.keep", run.keep)):
         _need(value >= 1, f"{key} must be at least 1, got {value}")
+    _need(run.silence == 0 or run.silence >= 1, f"run.silence must be 0 or at least 1 second, got {run.silence}")
     _need(
         0 <= data.quarantine_limit <= 1, f"data.quarantine_limit is a share in [0, 1], got {data.quarantine_limit}"
     )

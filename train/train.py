@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from folder import claim_output, inputs, keep_lines, record_unusable, same_input
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
 from step import Step, TrainingStopped
+from watchdog import READING, Watch
 from world import world
 
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config, resume: bool) -> int:
     """Train to the end, to run.stop_after or to a signal."""
-    with world(config.run.threads):
-        run = Training(config, resume)
+    with world(config.run.threads), Watch(config.run.silence) as watch:
+        run = Training(config, resume, watch)
         try:
             return run.go()
         finally:
@@ -72,8 +73,8 @@ def train(config: Config, resume: bool) -> int:
 class Training:
     """Everything one process holds during a run."""
 
-    def __init__(self, config: Config, resume: bool) -> None:
-        self.config = config
+    def __init__(self, config: Config, resume: bool, watch: Watch) -> None:
+        self.config, self.watch = config, watch
         self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -95,11 +96,14 @@ class Training:
         quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         self.journal = None
+        self.stream: Generator[Batch, None, None] | None = None
+        watch.batches = self.batches
         if self.world_rank == 0:
             write_json(self.output / "config.json", config.to_dict())
             write_json(self.output / "inputs.json", self.inputs)
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
+            watch.log = self.output / "log.jsonl"
             self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
             if unresolved := self.batches.shards.unresolved(self.batches.taxonomy):
                 self.journal.warn_once("unresolved", unresolved)
@@ -136,10 +140,12 @@ class Training:
             signal.signal(kind, self.heed)
         clock = Clock(self.config.optim.global_batch)
         saved = self.step
-        batches = self.batches.load(self.step, stop, self.config.data.workers)
+        self.stream = self.batches.load(self.step, stop, self.config.data.workers)
         while self.step < stop:
+            self.watch.at(self.step + 1, READING)
             with clock.waiting():
-                batch = next(batches)
+                batch = next(self.stream)
+            self.watch.at(self.step + 1, "training")
             output = self.advance(batch)
             clock.steps += 1
             if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
@@ -228,6 +234,7 @@ class Training:
 
     def save(self) -> None:
         """A sealed checkpoint of the state after `self.step` steps."""
+        self.watch.at(self.step, "saving")
         facts = {"samples": self.counts(), "order": self.global_order(), "skipped": self.skipped}
         path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
         if self.journal:
@@ -235,6 +242,7 @@ class Training:
 
     def export(self) -> None:
         """The trained model as an open_clip folder, with its taxonomy beside it."""
+        self.watch.at(self.step, "exporting")
         used, quarantined = np.sum(self.counts(), axis=0).tolist()
         state = full_state(self.model, self.config.run.precision, self.config.run.zero_stage)
         if self.world_rank == 0:
@@ -264,6 +272,8 @@ class Training:
 
     def close(self) -> None:
         """Release files; the process may end."""
+        if self.stream:
+            self.stream.close()
         self.batches.shards.close()
         if self.journal:
             self.journal.close()

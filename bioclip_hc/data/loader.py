@@ -9,11 +9,8 @@ no ids are exchanged, and a run goes on from any step at any number of workers.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +22,7 @@ from bioclip_hc.data.decode import DecodeError, augment, decode_image
 from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
 from bioclip_hc.data.shards import BadSample, ShardSet, TooManyBadSamples
 from bioclip_hc.data.text import TaxonTokens
+from bioclip_hc.data.workers import Workers
 from bioclip_hc.distributed import share_of_texts
 from bioclip_hc.packing import PackedTexts
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
@@ -59,6 +57,9 @@ class TrainingBatches(Dataset):
         plan: which samples each step takes.
         mode: which known ranks supervise an image, see `samplers.supervise`.
         ranks: names of the ranks that may supervise; the others are treated as unknown.
+
+    Attributes:
+        workers: who makes the batches and what they are reading, of the last `load`.
     """
 
     shards: ShardSet
@@ -70,6 +71,7 @@ class TrainingBatches(Dataset):
     ranks: tuple[str, ...] = RANKS
     world_rank: int = 0
     world_size: int = 1
+    workers: Workers = field(default_factory=Workers, init=False)
 
     def __post_init__(self) -> None:
         used = [rank_index(name) for name in self.ranks]
@@ -97,24 +99,28 @@ class TrainingBatches(Dataset):
         share = slice(*share_of_texts(len(text_rank), self.world_rank, self.world_size))
         local = local_slice(self.plan.global_batch, self.world_rank, self.world_size)
         indices, image_taxa = everyone[local], taxa[local].copy()
-        images, bad = self._images(indices, self.plan.epoch(step))
+        images, bad = self._images(indices, step)
         for row, _ in bad:
             image_taxa[row] = -1
+        tokens = self.tokens.packed(text_taxon[share])
+        self.workers.done(step)
         return Batch(
             images,
             torch.from_numpy(image_taxa),
-            self.tokens.packed(text_taxon[share]),
+            tokens,
             torch.from_numpy(text_rank[share]),
             torch.from_numpy(text_taxon[share]),
             torch.from_numpy(indices),
             [sample for _, sample in bad],
         )
 
-    def _images(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, list[tuple[int, BadSample]]]:
+    def _images(self, indices: np.ndarray, step: int) -> tuple[Tensor, list[tuple[int, BadSample]]]:
         """(B, 3, H, W) pixels; an unreadable sample's stay zero, so that every process keeps its shapes."""
         rows: dict[int, Tensor] = {}
         bad = []
+        epoch = self.plan.epoch(step)
         for row, i in enumerate(indices.tolist()):
+            self.workers.reading(step, i)
             try:
                 image = decode_image(self.shards.read(i).image)
                 rows[row] = augment(self.transform, image, sample_seed(self.plan.seed, epoch, i))
@@ -130,35 +136,27 @@ class TrainingBatches(Dataset):
             images[row] = pixels
         return images, bad
 
-    def load(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-        """The batches of steps [start, stop), in order, loaded ahead by `workers` processes."""
+    def load(self, start: int, stop: int, workers: int = 0) -> Generator[Batch]:
+        """The batches of steps [start, stop), in order, loaded ahead by `workers` processes.
+
+        They start at the first batch, end with the thread that asks for it, and are let go by `close()`.
+        """
+        self.workers = crew = Workers(workers, start)
         loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_heed_the_parent_alone,
             generator=torch.Generator(),  # its own: drawing from the global one would shift a resumed run
+            worker_init_fn=crew.begin,
         )
-        return iter(loader)
-
-
-def _heed_the_parent_alone(worker: int) -> None:
-    """In a worker: pass over signals that are not its own process'.
-
-    Schedulers send the signal that announces the end of a job to all its processes. The training process answers
-    it with a checkpoint, for which it finishes its step: a worker that died of it would take that away.
-    """
-    parent, heeded = os.getppid(), {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
-
-    def wait() -> None:
-        while signal.sigwaitinfo(heeded).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
+        batches = iter(loader)
+        crew.attend(batches)
+        try:
+            yield from batches
+        finally:
+            crew.let_go(batches)
 
 
 class _Images(Dataset):
