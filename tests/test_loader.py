@@ -15,6 +15,7 @@ from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
 from bioclip_hc.data.samplers import BatchPlan
 from bioclip_hc.data.shards import Sample, ShardSet, write_shards
 from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.distributed import share_of_texts
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 N, G = 22, 8
@@ -129,9 +130,30 @@ def test_labels_and_texts_are_those_of_the_samples(batches, shards, tree):
             taxa = [-1] * 7 if int(shards.key(i)) == BAD else tree.encode(names).tolist()
             assert batch.image_taxa[row].tolist() == taxa
             expected += [(r, t) for r, t in enumerate(tree.encode(names).tolist()) if t >= 0]
-        assert list(zip(batch.text_rank.tolist(), batch.text_taxon.tolist(), strict=True)) == sorted(set(expected))
+        depth_first = sorted(set(expected), key=lambda text: tree.lineages[text[1]].tolist())
+        assert list(zip(batch.text_rank.tolist(), batch.text_taxon.tolist(), strict=True)) == depth_first
         texts = joined([batch])["texts"]
         assert texts == [" ".join(tree.path(t)) for t in batch.text_taxon.tolist()]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_get_clades_whose_texts_begin_alike(batches, tree, size):
+    """Fewer nodes are encoded than if texts were shared out by rank."""
+    encoded = {"depth first": 0, "by rank": 0, "alone": 0}
+    for step in STEPS:
+        alone = batches()[step]
+        encoded["alone"] += nodes(alone.tokens)
+        by_rank = alone.text_rank.argsort(stable=True)
+        for rank in range(size):
+            start, stop = share_of_texts(len(by_rank), rank, size)
+            taxa = alone.text_taxon[by_rank[start:stop]].numpy()
+            encoded["by rank"] += nodes(TaxonTokens(tree, TextForm("{}"), tokenizer).packed(taxa))
+            encoded["depth first"] += nodes(batches(world_rank=rank, world_size=size)[step].tokens)
+    assert encoded["alone"] <= encoded["depth first"] < encoded["by rank"]
+
+
+def nodes(packed):
+    return len(packed.node[packed.node >= 0].unique())
 
 
 def test_an_unreadable_image_is_reported_and_not_supervised(batches, shards):
