@@ -94,6 +94,13 @@ def passages(step: Step) -> dict[str, Passage]:
     return {name: step.links.passage(moved) for name, moved in shared_transfers(step.texts).items()}
 
 
+def collectives(step: Step) -> tuple[float, float, float]:
+    """Seconds of what precedes the loss, of the columns within it, and of the gradient's return."""
+    times = {name: passage.total for name, passage in passages(step).items()}
+    before = sum(times[name] for name in ("sizes", "ids", "texts", "counts"))
+    return before, times["maxima"] + times["sums"], times["return"]
+
+
 def return_by_machines(step: Step) -> float:
     """The gradient's return in two levels: in 16 bit inside a machine, then its sums, in fp32, between machines."""
     links, numbers = step.links, step.texts * assumed("width")
@@ -122,12 +129,13 @@ class Overlap(NamedTuple):
 
 
 def overlap(step: Step) -> Overlap:
-    """Texts are encoded first and gathered while images are; their gradient returns while images go backward.
+    """Texts are encoded first and gathered while images are, with all that hangs on ids alone; their gradient
+    returns while images go backward.
 
     Parameters are reduced layer by layer while the backward pass goes on, with gradient caching that of the last
     micro-batch only. Nothing hides the columns' maxima and sums: the loss waits for them.
     """
-    times = {name: passage.total for name, passage in passages(step).items()}
+    gather, columns, back = collectives(step)
     parameters = moving([gradient_transfer()], step.links)
     micro = assumed("micro_batch")
     hides = {
@@ -136,17 +144,17 @@ def overlap(step: Step) -> Overlap:
         "last_backward": tower_seconds(min(step.local, micro), min(step.block, micro), 2),
     }
     work = loss_seconds(step) + towers(step, assumed("training_factor"))
-    plain = work + sum(times.values()) + parameters
+    plain = work + gather + columns + back + parameters
     exposed = (
-        max(0.0, times["ids"] + times["texts"] - hides["image_forward"])
-        + max(0.0, times["return"] - hides["image_backward"])
+        max(0.0, gather - hides["image_forward"])
+        + max(0.0, back - hides["image_backward"])
         + max(0.0, parameters - hides["last_backward"])
     )
-    hidden = work + times["maxima"] + times["sums"] + exposed
+    hidden = work + columns + exposed
     return Overlap(
-        times["ids"] + times["texts"],
+        gather,
         hides["image_forward"],
-        times["return"],
+        back,
         hides["image_backward"],
         parameters,
         hides["last_backward"],

@@ -10,6 +10,7 @@ from cluster import (
     FILLS,
     PLAN,
     Step,
+    collectives,
     gathered_memory,
     held_memory,
     largest,
@@ -77,10 +78,8 @@ def time_table() -> str:
     """The loss beside the towers."""
     lines = []
     for step in PLAN:
-        moved = passages(step)
-        columns = moved["maxima"].total + moved["sums"].total
-        gather = moved["ids"].total + moved["texts"].total
-        compute, back = loss_seconds(step), moved["return"].total
+        gather, columns, back = collectives(step)
+        compute = loss_seconds(step)
         both = towers(step, assumed("training_factor"))
         parameters = moving([gradient_transfer()], step.links)
         loss = compute + gather + columns + back

@@ -59,7 +59,9 @@ ASSUMED: dict[str, Assumption] = {
     "element_bytes": Assumption(2, "bytes", "features and gradients in 16 bit"),
     "panel_bytes": Assumption(6, "bytes a logit", "backward: dS written once and read twice, 16 bit"),
     "id_bytes": Assumption(16, "bytes a text", "its rank and its taxon, int64"),
-    "column_bytes": Assumption(12, "bytes a text", "fp32: a maximum, all-reduced, then two sums together"),
+    "column_bytes": Assumption(
+        16, "bytes a text", "all-reduced in 32 bit: its images; a maximum; two sums together"
+    ),
     "round": Assumption(2e-5, "s", "ASSUMPTION: a ring's round posted and awaited, and its kernels launched"),
     "image_layers": Assumption(12, "", "ViT-B/16"),
     "image_width": Assumption(768, "", "ViT-B/16"),
@@ -276,12 +278,17 @@ def moving(transfers: Sequence[Transfer], links: Links) -> float:
 
 
 def shared_transfers(texts: float) -> dict[str, Transfer]:
-    """What LevelContrastiveLoss moves for that many texts, in its order; its images never move."""
+    """What LevelContrastiveLoss moves for that many texts, in its order; its images never move.
+
+    A number of each rank that goes along with counts and sums is left out.
+    """
     features = texts * assumed("width") * assumed("element_bytes")
-    column = texts * assumed("column_bytes") / 3
+    column = texts * assumed("column_bytes") / 4
     return {
+        "sizes": Transfer("gather", 0.0),  # how many texts each process has
         "ids": Transfer("gather", texts * assumed("id_bytes")),
         "texts": Transfer("gather", features),
+        "counts": Transfer("all_reduce", column),  # how many images carry each text
         "maxima": Transfer("all_reduce", column),
         "sums": Transfer("all_reduce", 2 * column),
         "return": Transfer("all_to_all", features),
