@@ -161,6 +161,15 @@ def start_together(setup: Path, output: Path, count: int, *more: str, **env: str
     return [start(setup, output, *more, **place, RANK=str(i), LOCAL_RANK=str(i)) for i in range(count)]
 
 
+def finish_together(setup: Path, output: Path, count: int, *more: str, code: int = 0, **env: str) -> list[str]:
+    """Run them to their end, which must bear the exit code; returns what each printed."""
+    runs = start_together(setup, output, count, *more, **env)
+    ended = [run.wait(150) for run in runs]
+    printed = [run.printed for run in runs]
+    assert ended == [code] * count, f"ended with {ended}, not {code}:\n" + "\n".join(printed)
+    return printed
+
+
 def finish(setup: Path, output: Path, *more: str, code: int = 0, **env: str) -> str:
     """Run it to its end, which must bear the exit code; returns what it printed."""
     run = start(setup, output, *more, **env)

@@ -1,9 +1,13 @@
 """Sealed checkpoints: a folder counts only once its manifest of checksums is in it and it bears its final name.
 
-    checkpoints/step-00000400/          DeepSpeed's files, random-<world rank>.pt, manifest.json
-    checkpoints/.step-00000400.partial  one being written, or left by a kill; removed by the next save
+    checkpoints/step-00000400/            DeepSpeed's files, random-<world rank>.pt, manifest.json
+    checkpoints/.step-00000400.partial    one being written
+    checkpoints/.step-00000400.old        one on its way out
+    checkpoints/.step-00000400.universal  one rearranged for another number of processes
 
-DeepSpeed's own `latest` file is not used: it is written in place, so that a kill can leave half of it.
+What a kill leaves of the hidden ones is removed by the next start and the next save. DeepSpeed only says what a
+checkpoint consists of; the writing is ours, so that an error on one process ends the save on all of them instead of
+leaving the others in a barrier. Its own `latest` file is not used: it is written in place.
 """
 
 from __future__ import annotations
@@ -20,7 +24,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from agreement import FailedTogether, on_all, on_first
+from durable import make_folder, need_free, replace_json, sha256, stored_bytes, sync, write_tensors
+from reshard import load_resharded
+
 MANIFEST = "manifest.json"
+PER_FILE = 1 << 17  # bytes of names and shapes beside a file's tensors
 
 
 def save(engine: Any, folder: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
@@ -32,49 +41,64 @@ def save(engine: Any, folder: Path, step: int, facts: dict[str, Any], keep: int)
         engine: the DeepSpeed engine.
         folder: the run's checkpoints folder, shared by all processes.
         facts: JSON-able state of our own, returned by `load`.
+
+    Raises:
+        FailedTogether: on all processes, if it cannot be written whole; the checkpoints before are untouched.
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
-    first = engine.global_rank == 0
-    if first:
-        for left in folder.glob(".step-*.partial"):
-            shutil.rmtree(left)
-        partial.mkdir(parents=True)
-    _barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    torch.save(_random_state(), partial / f"random-{engine.global_rank}.pt")
-    _barrier()
-    if first:
-        _seal(partial, {"step": step, "world_size": engine.world_size, **facts})
-        if final.exists():  # the same step, saved by the run that this one resumed
-            shutil.rmtree(final)
-        os.rename(partial, final)
-        _sync(folder)
-        for old in [path for path in complete(folder) if path.name <= final.name][:-keep]:
-            shutil.rmtree(old)
-    _barrier()
+    facts = {"step": step, "world_size": engine.world_size, **facts}
+    files = {**_engine_files(engine), f"random-{engine.global_rank}.pt": _random_state()}
+    failed = f"the checkpoint of step {step} cannot be saved (those before are intact)"
+    size = sum(on_all(failed, lambda: sum(stored_bytes(content) + PER_FILE for content in files.values())))
+    try:
+        on_first(failed, lambda: _begin(partial, size))
+        digests = on_all(failed, lambda: {name: write_tensors(x, partial / name) for name, x in files.items()})
+        on_first(failed, lambda: _publish(partial, final, facts, digests))
+    except FailedTogether:
+        if engine.global_rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # give back what it filled
+        raise
+    on_first(f"{final} is saved, but what it replaces cannot be removed", lambda: _retire(final, keep))
     return final
 
 
 def load(engine: Any, path: Path) -> dict[str, Any]:
     """Restore the engine and this process' random states; returns the facts given to `save`.
 
+    At the number of processes that wrote it, bit for bit. At another one, parameters, optimizer and schedule are
+    the same numbers, shared out anew (`reshard`); the process r takes the random states of process r modulo the
+    number that wrote it.
+
     Raises:
-        ValueError: written by another number of processes.
+        ValueError: not a checkpoint of this architecture.
     """
     facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    if facts["world_size"] != engine.world_size:
-        raise ValueError(
-            f"{path} was written by {facts['world_size']} processes and cannot be resumed by {engine.world_size}; "
-            f"start {facts['world_size']} processes"
-        )
     try:
-        engine.load_checkpoint(str(path.parent), tag=path.name)
+        if engine.load_universal_checkpoint():
+            load_resharded(engine, path)
+        else:
+            engine.load_checkpoint(str(path.parent), tag=path.name)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{path} is a checkpoint of another architecture: {' '.join(lines[:2])[:300]}") from None
-    _set_random_state(torch.load(path / f"random-{engine.global_rank}.pt", weights_only=True))
+    random_states = path / f"random-{engine.global_rank % facts['world_size']}.pt"
+    _set_random_state(torch.load(random_states, weights_only=True))
     return facts
+
+
+def must_reshard(path: Path | None, zero_stage: int) -> bool:
+    """Whether a checkpoint was cut for another number of processes than these; without ZeRO nothing is cut."""
+    if path is None or zero_stage == 0:
+        return False
+    facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    return facts["world_size"] != dist.get_world_size()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left of saving, retiring or rearranging; only for who holds the run's lock."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -100,55 +124,81 @@ def damage(path: Path) -> str:
         if manifest.pop("sha256") != _sha256_of_json(manifest):
             return f"{MANIFEST} does not match its own checksum"
         for name, digest in manifest["files"].items():
-            if _sha256(path / name) != digest:
+            if sha256(path / name) != digest:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _seal(partial: Path, facts: dict[str, Any]) -> None:
-    """Bring every file to disk, then write the manifest of their checksums and its own, whole or not at all."""
-    files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        _sync(path)
-        files[str(path.relative_to(partial))] = _sha256(path)
-    temporary = partial / f".{MANIFEST}"
-    manifest: dict[str, Any] = {"facts": facts, "files": files}
+def _engine_files(engine: Any) -> dict[str, Any]:
+    """File name -> content: what DeepSpeed wants this process to write. A collective; nothing is written."""
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+    files: dict[str, Any] = {}
+
+    class Collect(CheckpointEngine):
+        def create(self, info: Any) -> None: ...
+        def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+        def load(self, path: str, map_location: Any = None) -> None: ...
+        def commit(self, info: Any) -> bool:
+            return True
+
+        def save(self, state_dict: Any, path: str) -> None:
+            files[os.path.basename(path)] = state_dict
+
+    writer, engine.checkpoint_engine = engine.checkpoint_engine, Collect()
+    copy_scripts, engine._copy_recovery_script = engine._copy_recovery_script, lambda folder: None
+    try:
+        engine.save_checkpoint("nowhere", tag="nothing", save_latest=False)
+    finally:
+        engine.checkpoint_engine, engine._copy_recovery_script = writer, copy_scripts
+    return files
+
+
+def _begin(partial: Path, size: int) -> None:
+    """An empty folder to write to, where `size` bytes fit."""
+    make_folder(partial.parent)
+    sweep(partial.parent)
+    need_free(partial.parent, size, "it")
+    partial.mkdir()
+
+
+def _publish(partial: Path, final: Path, facts: dict[str, Any], digests: list[dict[str, str]]) -> None:
+    """Seal what every process has brought to disk, and give it its name."""
+    files = {name: digest for process in digests for name, digest in process.items()}
+    manifest: dict[str, Any] = {"facts": facts, "files": dict(sorted(files.items()))}
     manifest["sha256"] = _sha256_of_json(manifest)
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, partial / MANIFEST)
-    _sync(partial)
+    replace_json(partial / MANIFEST, manifest)
+    if final.exists():  # the same step, damaged: the run was resumed before it
+        os.rename(final, _old(final))
+    os.rename(partial, final)
+    sync(final.parent)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _retire(final: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `final`, none of them ever half under its name."""
+    retired = [path for path in complete(final.parent) if path.name <= final.name][:-keep]
+    for path in retired:
+        os.rename(path, _old(path))
+    if retired:
+        sync(final.parent)
+    sweep(final.parent)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _sha256_of_json(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def _random_state() -> dict[str, Any]:
     """States of all generators as types that weights_only loading accepts."""
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of this process' device
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
@@ -160,7 +210,7 @@ def _random_state() -> dict[str, Any]:
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

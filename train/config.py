@@ -9,6 +9,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +147,9 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 """Keys that a resumed run may change: they leave its numbers alone (run.micro_batch: but for the order of sums)."""
 
+POINTERS = frozenset({"data.train", "data.taxonomy"})
+"""Keys whose spelling is free where what they point at is compared instead."""
+
 
 def read_config(path: str | Path, arguments: list[str] | None = None) -> Config:
     """The checked configuration of a TOML file, with command-line overrides such as --optim.lr 1e-3.
@@ -229,10 +233,10 @@ def _need(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def changed_keys(old: dict[str, Any], new: Config) -> list[str]:
-    """Keys whose change would make a resumed run another run, as "key: old -> new"."""
+def changed_keys(old: dict[str, Any], new: Config, free: Set[str] = frozenset()) -> list[str]:
+    """Keys whose change would make a resumed run another run, as "key: old -> new"; `free` ones may differ."""
     before, after = _flat(old), _flat(new.to_dict())
-    keys = sorted((before.keys() | after.keys()) - FREE_TO_CHANGE)
+    keys = sorted((before.keys() | after.keys()) - FREE_TO_CHANGE - free)
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 
 

@@ -15,8 +15,13 @@ from bioclip_hc.model import HierarchicalCLIP
 from config import Config
 
 
-def start_engine(model: HierarchicalCLIP, config: Config, steps: int) -> tuple[Any, Any]:
-    """DeepSpeed's engine around the model, and the learning-rate schedule."""
+def start_engine(model: HierarchicalCLIP, config: Config, steps: int, reshard: bool = False) -> tuple[Any, Any]:
+    """DeepSpeed's engine around the model, and the learning-rate schedule.
+
+    Args:
+        steps: of the whole run.
+        reshard: whether it is to load a checkpoint of another number of processes.
+    """
     import deepspeed
 
     if not torch.cuda.is_available():
@@ -28,12 +33,12 @@ def start_engine(model: HierarchicalCLIP, config: Config, steps: int) -> tuple[A
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, o.warmup, steps))
     engine, _, _, schedule = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config)
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, reshard)
     )
     return engine, schedule
 
 
-def deepspeed_config(config: Config) -> dict[str, Any]:
+def deepspeed_config(config: Config, reshard: bool = False) -> dict[str, Any]:
     """DeepSpeed's own configuration of a run."""
     precision = config.run.precision
     return {
@@ -43,6 +48,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": {"stage": config.run.zero_stage},
         "fp16": {"enabled": precision == "fp16"},
         "bf16": {"enabled": precision == "bf16"},
+        "checkpoint": {"load_universal": reshard},
         "steps_per_print": sys.maxsize,
     }
 

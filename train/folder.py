@@ -2,59 +2,130 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from bioclip_hc.data.loader import TrainingBatches
-from bioclip_hc.data.shards import BadSample
+from bioclip_hc.data.shards import BadSample, Quarantine
 from bioclip_hc.model import HierarchicalCLIP
 
 import checkpoint
-from config import Config, changed_keys
+from agreement import from_first
+from config import POINTERS, Config, changed_keys
+from durable import make_folder, replace_text, sync
 
 
-def claim_output(output: Path, config: Config, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, if any, and the damaged ones passed over.
+@contextmanager
+def claimed(output: Path, config: Config, resume: bool) -> Iterator[tuple[Path | None, list[str]]]:
+    """The folder as this run's alone, for as long as the context lasts; all processes enter it.
+
+    Yields:
+        The checkpoint to go on from, if any, and what is wrong with damaged ones passed over.
 
     Raises:
-        FileExistsError: the folder holds a run and --resume was not given, or holds other files.
+        FileExistsError: the folder holds a run and --resume was not given, is in use, or holds other files.
         ValueError: --resume with a configuration that makes it another run, or nothing whole to resume from.
     """
+    with ExitStack() as held:  # what the first process holds; the others have its word
+
+        def claim() -> tuple[Path | None, list[str]]:
+            _refuse_other_files(output)
+            make_folder(output)
+            held.enter_context(locked(output / ".lock"))
+            return _find_start(output, config, resume)
+
+        yield from_first(claim)
+
+
+def _refuse_other_files(output: Path) -> None:
+    if (output / "config.json").is_file() or not output.is_dir():
+        return
+    if any(not path.name.startswith(".") for path in output.iterdir()):
+        raise FileExistsError(f"{output} holds other files; give run.output a new or empty folder")
+
+
+def _find_start(output: Path, config: Config, resume: bool) -> tuple[Path | None, list[str]]:
+    """See `claimed`."""
     stored = output / "config.json"
     if not stored.is_file():
-        if output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
-            raise FileExistsError(f"{output} holds other files; give run.output a new or empty folder")
-        dist.barrier()  # every process has looked before the first one writes
-        output.mkdir(parents=True, exist_ok=True)
         return None, []
     if not resume:
         raise FileExistsError(
             f"{output} holds a run; add --resume to continue it, or give run.output another folder"
         )
-    changes = changed_keys(json.loads(stored.read_text(encoding="utf-8")), config)
+    # where inputs.json tells what was pointed at (`same_inputs`), the spelling of a pointer is free
+    free = POINTERS if (output / "inputs.json").is_file() else frozenset()
+    changes = changed_keys(json.loads(stored.read_text(encoding="utf-8")), config, free)
     if changes:
         raise ValueError(
             f"{output} holds a run of another configuration ({'; '.join(changes)}); restore these keys, or give "
             "run.output another folder"
         )
-    found: list[Any] = [checkpoint.newest(output / "checkpoints") if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)  # one reads them all, and all agree
-    saved, problems = found[0]
+    checkpoint.sweep(output / "checkpoints")
+    saved, problems = checkpoint.newest(output / "checkpoints")
     if saved is None and problems:
         raise ValueError(f"no whole checkpoint in {output}: {'; '.join(problems)}; start anew in another folder")
-    dist.barrier()
     return saved, problems
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which the kernel frees if this process dies.
+
+    A record lock: it holds between hosts too where their shared file system has locks, and a loader's workers do
+    not inherit it. Where there are none, it warns and goes on without.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    descriptor = _acquire(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held, so that nobody's but ours goes
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+                os.close(descriptor)
+                raise FileExistsError(
+                    f"{path.parent} is in use by {holder}; wait for it, end it, or give run.output another folder"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                os.close(descriptor)
+                raise
+            print(f"warning: no locks on {path.parent} ({error}): start no second run there", file=sys.stderr)
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # the one who held it removed it meanwhile: this lock is on no file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all: config.json marks the folder as this run's."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
@@ -90,8 +161,34 @@ def record_unusable(path: Path, bad: list[BadSample]) -> None:
         path.write_text("".join(json.dumps(sample._asdict()) + "\n" for sample in bad), encoding="utf-8")
 
 
-def keep_lines(path: Path, count: int) -> None:
-    """Cut a file to its first lines."""
-    if path.is_file():
+def settle(quarantine: Quarantine) -> None:
+    """Bring this process' record to disk, before a checkpoint counts its lines."""
+    if quarantine.path is not None and quarantine.path.is_file():
+        sync(quarantine.path)
+
+
+def restore_quarantine(output: Path, samples: list[list[int]]) -> list[str]:
+    """Cut every process' quarantine-N.jsonl to what a checkpoint counts, for the steps since come again.
+
+    Files of processes that there are no more keep their lines; those of processes that there were not yet go.
+
+    Args:
+        samples: (used, quarantined) by process, as the checkpoint has them.
+
+    Returns:
+        Which files have fewer lines than that.
+    """
+    problems = []
+    for path in output.glob("quarantine-*.jsonl"):
+        number = path.stem.removeprefix("quarantine-")
+        if not number.isdigit():
+            continue
+        count = samples[int(number)][1] if int(number) < len(samples) else 0
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(lines[:count]), encoding="utf-8")
+        if count == 0:
+            path.unlink()
+        elif len(lines) > count:
+            replace_text(path, "".join(lines[:count]))
+        elif len(lines) < count:
+            problems.append(f"{path} has {len(lines)} lines, and {count} samples were quarantined")
+    return problems

@@ -31,10 +31,11 @@ from bioclip_hc.losses import LossOutput
 from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
+from agreement import from_first, on_all
 from card import model_card, provenance, versions
 from config import Config, read_config
 from engine import full_state, gathered_parameters, start_engine
-from folder import claim_output, inputs, keep_lines, record_unusable, same_inputs, write_json
+from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle, write_json
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
 from step import Step, TrainingStopped
@@ -62,8 +63,9 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config, resume: bool) -> int:
     """Train to the end, to run.stop_after or to a signal."""
-    with world(config.run.threads), Watch(config.run.silence) as watch:
-        run = Training(config, resume, watch)
+    output = Path(config.run.output)
+    with world(config.run.threads), Watch(config.run.silence) as watch, claimed(output, config, resume) as found:
+        run = Training(config, *found, watch)
         try:
             return run.go()
         finally:
@@ -73,7 +75,7 @@ def train(config: Config, resume: bool) -> int:
 class Training:
     """Everything one process holds during a run."""
 
-    def __init__(self, config: Config, resume: bool, watch: Watch) -> None:
+    def __init__(self, config: Config, saved: Path | None, skipped: list[str], watch: Watch) -> None:
         self.config, self.watch = config, watch
         self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = (
@@ -82,14 +84,14 @@ class Training:
         self.output = Path(config.run.output)
         self.stop_signal = 0
         local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
-        saved, skipped = claim_output(self.output, config, resume)
         seed_everything(config.run.seed)
         self.model = build_model(config)
         self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
         self.inputs = inputs(self.model, self.batches)
         same_inputs(self.output / "inputs.json", self.inputs)
         self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
-        self.engine, schedule = start_engine(self.model, config, self.steps)
+        reshard = checkpoint.must_reshard(saved, config.run.zero_stage)
+        self.engine, schedule = start_engine(self.model, config, self.steps, reshard)
         self.train_step = Step(self.engine, schedule, self.model, build_loss(config), config)
         self.step = 0
         self.order, self.skipped = 0, 0  # of this process: digest of its samples' order; of all: steps left out
@@ -109,16 +111,19 @@ class Training:
                 self.journal.warn_once("unresolved", unresolved)
             for problem in skipped:
                 self.journal.warn_once(problem, f"damaged checkpoint left aside: {problem}")
+        samples: list[list[int]] = []  # used and quarantined, by process
         if saved is not None:
             facts = checkpoint.load(self.engine, saved)
-            self.step, self.skipped = facts["step"], facts["skipped"]
+            self.step, self.skipped, samples = facts["step"], facts["skipped"], facts["samples"]
             self.order = facts["order"] if self.world_rank == 0 else 0
-            self.quarantine.used, self.quarantine.quarantined = facts["samples"][self.world_rank]
-            keep_lines(quarantine, self.quarantine.quarantined)  # the steps since the checkpoint come again
             if self.journal:
-                self.journal.event("resume", step=self.step, checkpoint=saved.name)
-        else:
-            keep_lines(quarantine, 0)
+                self.journal.event("resume", step=self.step, checkpoint=saved.name, written_by=facts["world_size"])
+        for problem in from_first(lambda: restore_quarantine(self.output, samples)):
+            if self.journal:
+                self.journal.warn_once(problem, problem)
+        if self.world_rank < len(samples):
+            self.quarantine.used, self.quarantine.quarantined = samples[self.world_rank]
+        self.retired = samples[self.world_size :]  # of processes that there are no more
 
     def describe(self) -> dict[str, Any]:
         """What is about to be trained on, for the log."""
@@ -214,11 +219,11 @@ class Training:
         for name in at_bounds:
             self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
 
-    def counts(self) -> list[tuple[int, int]]:
-        """Samples used and quarantined so far by each process; all call it."""
+    def counts(self) -> list[Any]:
+        """Samples used and quarantined so far by each process that there is or was; all call it."""
         counts: list[Any] = [None] * self.world_size
         dist.all_gather_object(counts, (self.quarantine.used, self.quarantine.quarantined))
-        return counts
+        return counts + self.retired
 
     def global_order(self) -> int:
         """Digest of the order in which all processes took the samples so far; all call it."""
@@ -235,6 +240,7 @@ class Training:
     def save(self) -> None:
         """A sealed checkpoint of the state after `self.step` steps."""
         self.watch.at(self.step, "saving")
+        on_all("the quarantined samples cannot be recorded", lambda: settle(self.quarantine))
         facts = {"samples": self.counts(), "order": self.global_order(), "skipped": self.skipped}
         path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
         if self.journal:
