@@ -31,8 +31,9 @@ from bioclip_hc.losses import LossOutput
 from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
+import environment
 from agreement import from_first, on_all
-from card import model_card, provenance, versions
+from card import model_card, provenance
 from config import Config, read_config
 from engine import full_state, gathered_parameters, start_engine
 from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle, write_json
@@ -97,6 +98,7 @@ class Training:
         self.order, self.skipped = 0, 0  # of this process: digest of its samples' order; of all: steps left out
         quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
+        hosts = environment.find_hosts()
         self.journal = None
         self.stream: Generator[Batch, None, None] | None = None
         watch.batches = self.batches
@@ -106,7 +108,12 @@ class Training:
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             watch.log = self.output / "log.jsonl"
-            self.journal.event("start", world_size=self.world_size, device=str(self.device), **self.describe())
+            facts = environment.report(config, self.model, self.batches, self.steps, hosts)
+            self.journal.event("start", **facts)
+            for line in environment.lines(facts):
+                self.journal.say(line)
+            for problem in environment.warnings(facts):
+                self.journal.warn_once(problem, problem)
             if unresolved := self.batches.shards.unresolved(self.batches.taxonomy):
                 self.journal.warn_once("unresolved", unresolved)
             for problem in skipped:
@@ -124,19 +131,6 @@ class Training:
         if self.world_rank < len(samples):
             self.quarantine.used, self.quarantine.quarantined = samples[self.world_rank]
         self.retired = samples[self.world_size :]  # of processes that there are no more
-
-    def describe(self) -> dict[str, Any]:
-        """What is about to be trained on, for the log."""
-        plan = self.batches.plan
-        return {
-            "steps": self.steps,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "samples": plan.n,
-            "unusable": len(self.batches.shards.bad),
-            "taxa": self.batches.taxonomy.size,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "versions": versions(),
-        }
 
     def go(self) -> int:
         """The loop."""
