@@ -42,7 +42,8 @@ def all_gather_rows(x: Tensor, counts: list[int], group: Any = None) -> Tensor:
         rows = torch.cat([rows, rows.new_zeros(most - len(rows), *x.shape[1:])])
     gathered = rows.new_empty(len(counts) * most, *x.shape[1:])
     if most:
-        dist.all_gather_into_tensor(gathered, rows, group=group)
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before torch 2.14
+        all_gather(gathered, rows, group=group)
     if min(counts) == most:
         return gathered
     return torch.cat([piece[:count] for piece, count in zip(gathered.split(most), counts, strict=True)])

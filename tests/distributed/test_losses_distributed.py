@@ -15,9 +15,13 @@ import torch.distributed as dist
 
 from bioclip_hc.distributed import (
     all_gather_rows,
+    average_gradient,
     gather_rows_with_grad,
+    max_over_processes,
     row_counts,
     share_of_texts,
+    share_unique_texts,
+    sum_over_processes,
     world_rank,
     world_size,
 )
@@ -65,7 +69,7 @@ def uneven(rank, size):
 
 
 SCENARIOS = {
-    # name: (loss, taxa, who holds which images, texts of the own images | shares of all texts | one an image)
+    # name: (loss, taxa, who holds which images, texts: of the own images | biased | shares of all | one an image)
     "own texts": (lambda: LevelContrastiveLoss(RANKS), TAXA, even, "own"),
     "shared texts": (lambda: LevelContrastiveLoss(RANKS), TAXA, even, "share"),
     "uneven batches": (lambda: LevelContrastiveLoss(RANKS), TAXA, uneven, "own"),
@@ -76,6 +80,13 @@ SCENARIOS = {
         TAXA,
         even,
         "share",
+    ),
+    "biased texts": (lambda: LevelContrastiveLoss(RANKS), TAXA, even, "bias"),
+    "unrestricted, masked out": (
+        lambda: LevelContrastiveLoss(RANKS, targets="mask_out", restrict=False, image_weighting="balanced"),
+        ONE_RANK,
+        uneven,
+        "pair",
     ),
     "mixed ranks": (lambda: MixedRankClipLoss(RANKS), ONE_RANK, even, "share"),
     "pairs": (lambda: LevelContrastiveLoss(RANKS, targets="mask_out"), ONE_RANK, even, "pair"),
@@ -92,7 +103,7 @@ def run_scenario(name, rank, size):
         text_rank, text_taxon = unique_texts(taxa)
         share = slice(*share_of_texts(len(text_rank), rank, size))
         text_rank, text_taxon = text_rank[share], text_taxon[share]
-    elif texts == "own":
+    elif texts in ("own", "bias"):
         text_rank, text_taxon = unique_texts(local)
     else:
         has_text = (local >= 0).any(1)
@@ -103,6 +114,7 @@ def run_scenario(name, rank, size):
     out = make_loss()(
         pixels(indices) @ W_image.T, words(text_rank, text_taxon) @ W_text.T, local, text_rank, text_taxon,
         log_scale.exp(), log_curv.exp(), pair=pair,
+        text_bias=(text_taxon % 3).double() if texts == "bias" else None,
     )  # fmt: skip
     gradients = torch.autograd.grad(out.loss, parameters, materialize_grads=True)
     return out.loss.detach(), out.per_rank, gradients
@@ -132,7 +144,10 @@ def run_collectives(rank, size):
     a, b = (torch.zeros(rank + 1, 2, requires_grad=True) for _ in range(2))
     both = gather_rows_with_grad(a, counts) + gather_rows_with_grad(b, counts)  # one gradient tensor for two nodes
     (both * torch.arange(len(both))[:, None]).sum().backward()
-    return counts, all_gather_rows(x, counts), (a.grad, b.grad), (world_rank(), world_size())
+    wide = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    shares = gather_rows_with_grad(wide, [1] * size) * (1.0 if rank else 256.0)
+    shares.sum().backward()
+    return counts, all_gather_rows(x, counts), (a.grad, b.grad), (world_rank(), world_size()), wide.grad
 
 
 def worker(folder, rank, size):
@@ -206,13 +221,14 @@ def test_collectives(world):
     size = len(world)
     expected = torch.cat([torch.arange(2.0 * (p + 1)).view(-1, 2) + 100 * p for p in range(size)])
     for rank, result in enumerate(world):
-        counts, gathered, gradients, place = result["collectives"]
+        counts, gathered, gradients, place, wide = result["collectives"]
         assert counts == [p + 1 for p in range(size)]
         assert torch.equal(gathered, expected)
         assert place == (rank, size)
         rows = torch.arange(sum(range(rank + 1)), sum(range(rank + 2)))[:, None].expand(-1, 2) * float(size)
         for gradient in gradients:
             assert torch.equal(gradient, rows)
+        assert wide == torch.tensor(256.0 + size - 1).bfloat16()  # 256 + 1 + 1 + 1 is 256, if each sum is rounded
 
 
 def test_without_a_process_group_everything_is_a_no_op():
@@ -220,6 +236,13 @@ def test_without_a_process_group_everything_is_a_no_op():
     assert (world_rank(), world_size(), row_counts(3, x.device)) == (0, 1, [3])
     assert all_gather_rows(x, [3]) is x
     assert gather_rows_with_grad(x, [3]) is x
+    assert average_gradient(x) is x
+    assert sum_over_processes([x, x])[1] is x
+    assert torch.equal(max_over_processes(x), x)
+    rank, taxon = share_unique_texts(torch.tensor([1, 0, 1]), torch.tensor([5, 7, 5], dtype=torch.int32))
+    assert (rank.tolist(), taxon.tolist()) == ([0, 1], [7, 5])
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert [len(x) for x in share_unique_texts(nothing, nothing)] == [0, 0]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 8, 9])
