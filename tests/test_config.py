@@ -87,6 +87,7 @@ MISTAKES = {
     "no learning rate": ({"optim": {"lr": 0.0}}, "optim.lr must be above 0, got 0.0"),
     "negative decay": ({"optim": {"weight_decay": -1.0}}, "optim.weight_decay must not be negative, got -1.0"),
     "logs never": ({"run": {"log_every": 0}}, "run.log_every must be at least 1, got 0"),
+    "no time for a sign": ({"run": {"silence": 0.5}}, "run.silence must be 0 or at least 1 second, got 0.5"),
     "keeps nothing": ({"run": {"keep": 0}}, "run.keep must be at least 1, got 0"),
     "more than all": ({"data": {"quarantine_limit": 1.5}}, r"quarantine_limit is a share in \[0, 1\], got 1.5"),
     "clip in hyperbolic space": ({"loss": {"name": "clip"}}, "needs model.geometry = 'euclidean'"),

@@ -125,6 +125,8 @@ class Link:
                 data = self.socket.recv(MAX_LINE)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # as where it ended with something unread
+                data = b""
             if not data:
                 raise EOFError
             *lines, self._rest = (self._rest + data).split(b"\n")

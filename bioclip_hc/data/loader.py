@@ -160,6 +160,9 @@ class TrainingBatches(Dataset):
         crew.attend(batches)
         try:
             yield from batches
+        except (OSError, EOFError):
+            crew.expect_a_death()
+            raise
         finally:
             crew.let_go(batches)
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from torch.utils.data import get_worker_info
 
 IDLE = -1  # in place of a sample: the worker waits for work, or hands over what it has done
 PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+_asking = threading.Lock()  # of two threads that ask for an exit code at once, one would be told nothing
 
 
 class Sight(NamedTuple):
@@ -93,8 +97,15 @@ class Workers:
         """(worker, exit code) of those that ended before they were let go; -N: by signal N."""
         if self._died is not None:
             return self._died
-        codes = [process.exitcode for process in self._processes]
+        with _asking:
+            codes = [process.exitcode for process in self._processes]
         return [(worker, code) for worker, code in enumerate(codes) if code]
+
+    def expect_a_death(self, seconds: float = 1.0) -> None:
+        """Wait for it to show: a dying worker closes its lines, an error for their reader, before it is dead."""
+        end = time.monotonic() + seconds
+        while not self.died() and time.monotonic() < end:
+            time.sleep(0.01)
 
     def let_go(self, batches: Iterator[Any]) -> None:
         """End them in bounded time, those that are stopped or hang too."""
