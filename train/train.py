@@ -4,6 +4,7 @@
     torchrun --nproc-per-node 8 train/train.py CONFIG.toml ...                one machine
     srun python train/train.py CONFIG.toml ...                                the tasks of a Slurm job
     deepspeed --hostfile hosts train/train.py CONFIG.toml ...                 several machines
+    any of these with --dry-run: two steps, memory, time and disk of the run; nothing is written
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
 SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on.
@@ -15,9 +16,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ import environment
 from agreement import from_first, on_all
 from card import model_card, provenance
 from config import Config, read_config
+from dry_run import elsewhere, rehearse
 from engine import full_state, gathered_parameters, start_engine
 from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle, write_json
 from journal import Journal, finite_or_none
@@ -50,25 +53,29 @@ def main(arguments: list[str]) -> int:
     """Run from the command line; returns the exit code. Errors of the user's end in one line."""
     words = [word for word in arguments if not word.startswith("--local_rank")]  # deepspeed's launcher adds it
     resume = "--resume" in words
-    words = [word for word in words if word != "--resume"]
+    dry = "--dry-run" in words
+    words = [word for word in words if word not in ("--resume", "--dry-run")]
     if not words or words[0].startswith("-"):
         print(__doc__)
         return 0 if {"-h", "--help"} & set(words) else 2
     try:
         config = read_config(words[0], words[1:])
-        return train(config, resume)
+        if not dry:
+            return train(config, resume, Training.go)
+        with TemporaryDirectory(prefix="bioclip_hc-") as folder:
+            return train(elsewhere(config, folder), False, lambda run: rehearse(run, Path(config.run.output)))
     except (ValueError, OSError, TooManyBadSamples, TrainingStopped) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
 
 
-def train(config: Config, resume: bool) -> int:
-    """Train to the end, to run.stop_after or to a signal."""
+def train(config: Config, resume: bool, through: Callable[[Training], int]) -> int:
+    """Set everything up, go `through` the run, clean up; returns the exit code."""
     output = Path(config.run.output)
     with world(config.run.threads), Watch(config.run.silence) as watch, claimed(output, config, resume) as found:
         run = Training(config, *found, watch)
         try:
-            return run.go()
+            return through(run)
         finally:
             run.close()
 
@@ -133,7 +140,7 @@ class Training:
         self.retired = samples[self.world_size :]  # of processes that there are no more
 
     def go(self) -> int:
-        """The loop."""
+        """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
         for kind in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(kind, self.heed)
