@@ -384,14 +384,14 @@ def equality_table() -> str:
     found = {size: run_world(compute_cases, size) for size in SIZES}
     lines = []
     for i, case in enumerate(CASES):
-        for size in SIZES:
-            outcomes = [outcomes[i] for outcomes in found[size]]
-            of_loss, of_gradients = difference(outcomes, alone[i])
-            share = sum(outcome.pairs for outcome in outcomes) / alone[i].pairs
-            texts = ", ".join(str(outcome.texts) for outcome in outcomes)
-            options = case.sampler, case.geometry, str(case.dtype)[6:], case.texts, case.images
-            lines.append([*options, str(size), texts, f"{of_loss:.1e}", f"{of_gradients:.1e}", f"{share:.2f}"])
-    head = ["ranks", "geometry", "dtype", "texts", "images", "W", "texts of each", "loss", "gradients", "pairs"]
+        outcomes = {size: [outcomes[i] for outcomes in found[size]] for size in SIZES}
+        apart = [difference(of_size, alone[i]) for of_size in outcomes.values()]
+        losses, gradients = (", ".join(f"{x:.1e}" for x in kind) for kind in zip(*apart, strict=True))
+        pairs = (sum(outcome.pairs for outcome in of_size) / alone[i].pairs for of_size in outcomes.values())
+        texts = "; ".join(" ".join(str(outcome.texts) for outcome in of_size) for of_size in outcomes.values())
+        options = case.sampler, case.geometry, str(case.dtype)[6:], case.texts, case.images
+        lines.append([*options, texts, losses, gradients, ", ".join(f"{x:.2f}" for x in pairs)])
+    head = ["ranks", "geometry", "dtype", "texts", "images", "texts of each", "loss", "gradients", "pairs"]
     return table(head, lines)
 
 

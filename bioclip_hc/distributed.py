@@ -26,11 +26,9 @@ def world_rank(group: Any = None) -> int:
 
 def row_counts(rows: int, device: torch.device, group: Any = None) -> list[int]:
     """n_p of every process, in order; one small all-gather and a host sync."""
-    if world_size(group) == 1:
-        return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size(group))]
-    dist.all_gather(counts, torch.tensor([rows], device=device), group=group)
-    return [int(count) for count in counts]
+    own = torch.tensor([rows], device=device)
+    counts: list[int] = all_gather_rows(own, [1] * world_size(group), group).tolist()
+    return counts
 
 
 def all_gather_rows(x: Tensor, counts: list[int], group: Any = None) -> Tensor:
