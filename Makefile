@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test lint bench bench-check gpu tune install clean aot cuda sanitize
+.PHONY: demo demo-seeds test faults lint bench bench-check gpu tune install clean aot cuda sanitize
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,12 @@ demo-seeds: install      ## the same with three seeds
 
 test: lint               ## everything that must hold
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS)
+
+# Goes on where it was cut off. A part of it: make faults FAULTS="--only kills damage", or "--share 0.1" of the counts.
+FAULTS ?=
+
+faults: install          ## inject every fault by the hundred: docs/faults.md, README's table; half an hour on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py $(FAULTS)
 
 lint: install            ## style and types
 	$(BIN)/ruff check .

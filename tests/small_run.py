@@ -61,11 +61,11 @@ save_every = 4
 """  # 48 pictures: 4 steps an epoch, 12 in all
 
 
-def picture(seed: int) -> bytes:
-    """A small JPEG of blotches."""
+def picture(seed: int, size: tuple[int, int] = (40, 36)) -> bytes:
+    """A JPEG of blotches, by default a small one."""
     blotches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(blotches).resize((40, 36)).save(file, "JPEG", quality=90)
+    Image.fromarray(blotches).resize(size).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
