@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from slurm import Job
-from small_run import ROOT, arguments, write_setup
+from small_run import ROOT, arguments, environment, write_setup
 
 from world import place
 
@@ -27,8 +28,8 @@ def scontrol(folder, monkeypatch, body):
 
 
 def test_without_a_launcher_it_is_a_world_of_one():
-    for environment in ({}, {"WORLD_SIZE": "1", **STEP}, {"SLURM_NTASKS": "1", "PMI_SIZE": "1"}):
-        found = place(environment)
+    for said in ({}, {"WORLD_SIZE": "1", **STEP}, {"SLURM_NTASKS": "1", "PMI_SIZE": "1"}):
+        found = place(said)
         assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("0", "1", "0")
         assert 1024 < int(found["MASTER_PORT"]) < 65536
 
@@ -59,7 +60,7 @@ def test_a_container_without_slurm_says_what_to_set(tmp_path, monkeypatch, body)
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("said", "message"),
     [
         (JOB, "this Slurm job has 8 tasks, but train.py was started without srun"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "MPI started 4 processes"),
@@ -67,9 +68,9 @@ def test_a_container_without_slurm_says_what_to_set(tmp_path, monkeypatch, body)
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
     ],
 )
-def test_processes_that_know_nothing_of_each_other_do_not_train(environment, message):
+def test_processes_that_know_nothing_of_each_other_do_not_train(said, message):
     with pytest.raises(ValueError, match=message):
-        place(environment)
+        place(said)
 
 
 # -- Slurm -------------------------------------------------------------------------------------------------
@@ -193,3 +194,32 @@ def test_a_job_that_was_cancelled_does_not_requeue(setup, tmp_path):
 )
 def test_a_failure_is_never_taken_for_a_preemption(code, told):
     assert task.verdict(code) == told
+
+
+# -- launchers, as docs/launch.md prints them --------------------------------------------------------------
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+            "--rdzv-id", "7", "--rdzv-endpoint", "localhost:{port}"]  # fmt: skip
+DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--hostfile", "{hosts}", "--no_ssh", "--node_rank", "{node}",
+             "--master_addr", "127.0.0.1", "--master_port", "{port}"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
+def test_two_nodes_started_one_by_one(setup, tmp_path, launcher):
+    """Each node is an agent of its own on this machine; they meet over the network alone."""
+    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    known = {"port": 20000 + os.getpid() % 10000, "hosts": tmp_path / "hosts"}
+    training = [str(ROOT / "train" / "train.py"), *arguments(setup, tmp_path / "run")]
+    agents = []
+    for node in range(2):
+        words = [word.format(node=node, **known) for word in launcher]
+        with (tmp_path / f"node{node}.terminal").open("wb") as terminal:
+            env = environment(DS_ACCELERATOR="cpu")
+            command = [sys.executable, *words, *training]
+            agents.append(subprocess.Popen(command, env=env, stdout=terminal, stderr=subprocess.STDOUT))
+    codes = [agent.wait(timeout=200) for agent in agents]
+    assert codes == [0, 0], (tmp_path / "node0.terminal").read_text()
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert first["world_size"] == 2
+    assert at_step(tmp_path / "run", 12)
