@@ -68,7 +68,7 @@ class Identity(NamedTuple):
     started: int
     """When it started, in ticks after boot: another process under its pid started later."""
     system: str
-    """The boot and the pid namespace in which the pid means this process."""
+    """The boot and the pid namespace of the host, in which the pid means this process."""
 
     def __str__(self) -> str:
         return f"process {self.world_rank} (host {self.host}, pid {self.pid})"
@@ -76,7 +76,8 @@ class Identity(NamedTuple):
     def kill(self) -> None:
         """End it, stopped or not, where it still runs and this process can see it."""
         with contextlib.suppress(OSError):
-            if self.system == _system() and self.started == _started(self.pid):
+            here = (socket.gethostname(), _system(), _started(self.pid))
+            if here == (self.host, self.system, self.started):
                 os.kill(self.pid, signal.SIGKILL)
 
 

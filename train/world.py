@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torch.distributed's names
+SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
 @contextmanager
@@ -20,8 +23,10 @@ def world(threads: int) -> Iterator[None]:
 
     Raises:
         ValueError: see `place`.
+        OSError: the processes do not reach each other.
     """
     os.environ.update(place(os.environ))
+    os.environ.update(interface(os.environ))
     gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     if gpu:
@@ -30,7 +35,16 @@ def world(threads: int) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if threads:
         torch.set_num_threads(threads)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    except RuntimeError as error:
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        raise OSError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not reach the others "
+            f"({str(error).splitlines()[0]}), process 0 being at {os.environ['MASTER_ADDR']}; name the network "
+            "interface that joins the hosts in GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs), on every host, "
+            f"which {f'is {name}' if name else 'is not set'} here"
+        ) from error
     try:
         yield
     finally:
@@ -103,3 +117,31 @@ def _one_on_purpose(environment: Mapping[str, str]) -> None:
                 f"MPI started {environment[name]} processes ({name}), but RANK is not set and each would train "
                 "alone; start them with torchrun, deepspeed or srun"
             )
+
+
+def interface(environment: Mapping[str, str]) -> dict[str, str]:
+    """The network interface on which this host and that of the first process meet, for gloo.
+
+    Left alone gloo takes the address that the host's own name resolves to, often the loopback, at which no other
+    host finds it. Nothing to say where all are on one host, or without an IPv4 address.
+    """
+    if "GLOO_SOCKET_IFNAME" in environment:
+        return {}
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((environment["MASTER_ADDR"], int(environment["MASTER_PORT"])))  # sends nothing
+            own = probe.getsockname()[0]
+        names = [name for _, name in socket.if_nameindex() if _address_of(name) == own]
+    except OSError:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": names[0]} if names and not own.startswith("127.") else {}
+
+
+def _address_of(interface: str) -> str:
+    """Its IPv4 address, "" if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            found = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        except OSError:
+            return ""
+    return socket.inet_ntoa(found[20:24])
