@@ -19,6 +19,7 @@ import os
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -350,6 +351,26 @@ def loopback_bytes() -> int:
     return int(counters[8])
 
 
+# -- work -----------------------------------------------------------------------------------------------------
+
+
+def count_seconds(world: World, images: int, repetitions: int = 3) -> float:
+    """Least CPU seconds of this process in the loss, forward and backward: as many texts as images, one rank."""
+    own = slice(*share_of_texts(images, world.rank, world.size))
+    g = torch.Generator().manual_seed(world.rank)
+    features = [torch.randn(own.stop - own.start, 512, generator=g).mul_(512**-0.5) for _ in range(2)]
+    image, text = (x.requires_grad_() for x in features)
+    taxon = torch.arange(own.start, own.stop)
+    loss = LevelContrastiveLoss(("species",))
+    seconds = []
+    for _ in range(repetitions):
+        dist.barrier()
+        start = time.process_time()
+        loss(image, text, taxon[:, None], torch.zeros_like(taxon), taxon, torch.tensor(10.0), 1.0).loss.backward()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
 # -- shares of texts ------------------------------------------------------------------------------------------
 
 
@@ -423,6 +444,17 @@ def bytes_table() -> str:
     return table(["W", "features", "pass", "formula", "counted", "counted / formula"], lines)
 
 
+def work_table() -> str:
+    """CPU seconds of the loss, over all processes and of one."""
+    from documents import table
+
+    images, lines = 8192, []
+    for size in (1, *SIZES):
+        seconds = run_world(count_seconds, size, images)
+        lines.append([str(size), f"{sum(seconds):.2f}", f"{max(seconds):.2f}"])
+    return table(["W", "CPU seconds, all processes", "most of one"], lines)
+
+
 def nodes_table() -> str:
     """Nodes of packed texts by the order in which texts are shared out."""
     from documents import table
@@ -432,7 +464,13 @@ def nodes_table() -> str:
     return source + ":\n\n" + table(["shared out", "W", "nodes, all processes", "most of one"], lines)
 
 
-TABLES = {"equality": equality_table, "training": training_table, "bytes": bytes_table, "nodes": nodes_table}
+TABLES = {
+    "equality": equality_table,
+    "training": training_table,
+    "work": work_table,
+    "bytes": bytes_table,
+    "nodes": nodes_table,
+}
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bioclip_hc.losses import ClipLoss
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 processes = importlib.import_module("processes")
 CASES, SIZES = processes.CASES, processes.SIZES
@@ -19,7 +21,17 @@ BOUND = {torch.float32: 5e-6, torch.float64: 1e-12}  # of relative differences
 
 def everything(world):
     """The outcomes of all cases, and what some steps of SGD come to."""
-    return processes.compute_cases(world), {dtype: processes.train(world, dtype) for dtype in DTYPES}
+    trained = {dtype: processes.train(world, dtype) for dtype in DTYPES}
+    return processes.compute_cases(world), trained, clip_pairs(world)
+
+
+def clip_pairs(world):
+    """Pairs that a process computes for ClipLoss on twelve of them, gathered with gradient, not local."""
+    image, text = torch.randn(2, 12 // world.size, 4).requires_grad_()
+    with processes.counted_pairs() as count:
+        loss = ClipLoss(gather_with_grad=True, rank=world.rank, world_size=world.size)
+        loss(image, text, torch.ones(1)).backward()
+    return sum(count)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,7 @@ def test_the_cases_are_awkward(together):
     size = len(together)
     lacking = []
     for i, case in enumerate(CASES):
-        texts = [outcomes[i].texts for outcomes, _ in together]
+        texts = [outcomes[i].texts for outcomes, *_ in together]
         if case.texts == "share":
             assert max(texts) - min(texts) <= 1
             everyones = processes.unique_texts(processes.global_taxa(case.sampler))[0]
@@ -55,7 +67,7 @@ def test_the_cases_are_awkward(together):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_world_size_is_invisible(alone, together, case):
     i = CASES.index(case)
-    outcomes = [outcomes[i] for outcomes, _ in together]
+    outcomes = [outcomes[i] for outcomes, *_ in together]
     assert len({outcome.loss for outcome in outcomes}) == 1  # to the bit: each process must go on alike
     assert max(processes.difference(outcomes, alone[0][i])) < BOUND[case.dtype]
     assert all(gradient.count_nonzero() for gradient in alone[0][i].gradients[:3])
@@ -65,14 +77,19 @@ def test_the_world_size_is_invisible(alone, together, case):
 def test_each_pair_is_computed_once_in_all(alone, together, case):
     """Forward and backward: as many numbers of tiles over all processes as with one."""
     i = CASES.index(case)
-    counts = [outcomes[i].pairs for outcomes, _ in together]
+    counts = [outcomes[i].pairs for outcomes, *_ in together]
     assert sum(counts) == alone[0][i].pairs > 0
     assert max(counts) < alone[0][i].pairs or case.images == "lopsided"
 
 
+def test_clip_loss_computes_each_pair_once_too(alone, together):
+    assert alone[2] == 2 * 12 * 12
+    assert [pairs for *_, pairs in together] == [alone[2] // len(together)] * len(together)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sgd_ends_in_the_same_weights(alone, together, dtype):
-    for _, trained in together:
+    for _, trained, _ in together:
         for found, expected in zip(trained[dtype], alone[1][dtype], strict=True):
             torch.testing.assert_close(found, expected, rtol=BOUND[dtype], atol=BOUND[dtype])
 
