@@ -4,6 +4,9 @@
 """
 
 import io
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ from PIL import Image
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
 from bioclip_hc.data.samplers import BatchPlan
-from bioclip_hc.data.shards import Sample, ShardSet, write_shards
+from bioclip_hc.data.shards import Sample, ShardSet, TooManyBadSamples, write_shards
 from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.data.workers import IDLE
 from bioclip_hc.distributed import share_of_texts
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -179,6 +183,41 @@ def test_a_batch_without_one_readable_image_stops_the_run(batches, monkeypatch):
     monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
     with pytest.raises(RuntimeError, match=r"none of 8 images of a batch could be read; the first: .*not JPEG"):
         batches()[0]
+
+
+def test_what_is_being_read_can_be_seen(batches, monkeypatch):
+    data, seen = batches(), []
+    read = ShardSet.read
+
+    def look(self, i):
+        seen.append((i, data.workers.sights()[0]))
+        return read(self, i)
+
+    monkeypatch.setattr(ShardSet, "read", look)
+    indices = data[1].indices.tolist()
+    assert [(i, (sight.step, sight.sample)) for i, sight in seen] == [(i, (1, i)) for i in indices]
+    assert len({sight.moves for _, sight in seen}) == len(indices)
+    monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
+    for step, made in ((1, True), (2, False)):
+        if not made:
+            with pytest.raises(TooManyBadSamples):
+                data[step]
+        assert data.workers.sights()[0][1:] == (step, IDLE)
+
+
+def test_a_stopped_worker_does_not_hold_up_the_end(batches, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds that torch waits for it
+    data = batches()
+    stream = data.load(0, 5, 1)
+    next(stream)
+    pid = data.workers.pid(0)
+    assert pid != os.getpid()
+    os.kill(pid, signal.SIGSTOP)
+    stream.close()
+    assert data.workers.died() == []  # it was let go
+    for process in multiprocessing.active_children():
+        process.join(10)
+    assert pid not in [process.pid for process in multiprocessing.active_children()]
 
 
 @pytest.mark.parametrize("mode", ["all", "balanced", "uniform", "deepest"])

@@ -68,7 +68,7 @@ def test_the_lost_one_is_named_by_all_that_live_and_nothing_stays_behind(setup, 
         assert end.codes[case.process] == -signal.SIGKILL
     victim = f"process {case.process} (host {socket.gethostname()}, pid "
     if case.who == "worker":
-        how = r"died by signal 9 \(SIGKILL\)" if case.signal == signal.SIGKILL else r"has not moved for \d+ s"
+        how = r"died by signal 9 \(Killed\)" if case.signal == signal.SIGKILL else r"has not moved for \d+ s"
         message = rf"data worker 0 \(pid {end.victim}\) of {re.escape(victim)}\d+\) {how} at step \d+, \S.*; it was"
     else:
         how = "died" if case.signal == signal.SIGKILL else r"has been silent for \d+ s"
@@ -260,7 +260,7 @@ def test_no_silence_is_too_long_where_it_is_off(watched):
     for now in (0, 1000):
         assert watch.complaint(PROCESS, Place(11, READING), 0, now) is None
     workers.died = lambda: [(1, -9)]
-    assert "data worker 1 (pid 501) of process 3 (host gpu04, pid 77) died by signal 9 (SIGKILL)" in str(
+    assert "data worker 1 (pid 501) of process 3 (host gpu04, pid 77) died by signal 9 (Killed)" in str(
         watch.complaint(PROCESS, Place(11, READING), 0, 1000)
     )
 

@@ -7,7 +7,8 @@
     any of these with --dry-run: two steps, memory, time and disk of the run; nothing is written
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
-SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on.
+SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on. A process, a data
+worker or a host that is lost is named by all others, which exit with 75 (run.silence); --resume goes on as well.
 """
 
 from __future__ import annotations

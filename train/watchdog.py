@@ -209,7 +209,7 @@ class WorkerWatch:
             self._workers, self._moved = self._batches.workers, []
         sights = self._workers.sights()
         for worker, code in self._workers.died():
-            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
             return self._end(own, place, worker, sights[worker], f"died by {how}")
         before = self._moved or [(sight, now) for sight in sights]
         self._moved = [(s, then if s == old else now) for s, (old, then) in zip(sights, before, strict=True)]
@@ -299,7 +299,7 @@ class Watch:
         self._bell.send(b"!")
         self._thread.join()
         self._close()
-        if error is not None:  # what it leaves next may hang
+        if error is not None and self._peers:  # what it leaves next may hang, and the launcher would wait for it
             end = threading.Timer(WAY_OUT, os._exit, (EXIT_ERROR,))
             end.daemon = True
             end.start()
@@ -463,7 +463,8 @@ class Watch:
         """On stderr and in the log, past the buffers that a hanging thread of this process may have locked."""
         advice = "; go on with --resume" if end.code == EXIT_LOST else ""
         ends = f"process {self._own.world_rank} ends with code {end.code} ({self._place}){advice}"
-        os.write(2, f"\ntrain.py: {end.message}; {ends}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"\ntrain.py: {end.message}; {ends}\n".encode())
         if self.log:
             kind = "lost" if end.code == EXIT_LOST else "error"
             facts = {"event": kind, "time": round(time.time(), 3), "process": end.process, "message": end.message}

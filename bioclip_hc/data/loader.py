@@ -96,6 +96,12 @@ class TrainingBatches(Dataset):
         return self.lineage_taxa[self.shards.lineage_index[indices]]
 
     def __getitem__(self, step: int) -> Batch:
+        try:
+            return self._batch(step)
+        finally:
+            self.workers.done(step)
+
+    def _batch(self, step: int) -> Batch:
         everyone = self.plan.indices(step)
         taxa = supervise(self.taxa_of(everyone), self.mode, self.plan.seed, step)
         text_rank, text_taxon, _ = unique_texts(taxa)
@@ -107,12 +113,10 @@ class TrainingBatches(Dataset):
         images, bad = self._images(indices, step)
         for row, _ in bad:
             image_taxa[row] = -1
-        tokens = self.tokens.packed(text_taxon[share])
-        self.workers.done(step)
         return Batch(
             images,
             torch.from_numpy(image_taxa),
-            tokens,
+            self.tokens.packed(text_taxon[share]),
             torch.from_numpy(text_rank[share]),
             torch.from_numpy(text_taxon[share]),
             torch.from_numpy(indices),

@@ -66,7 +66,7 @@ class Workers:
         self._note(step, sample)
 
     def done(self, step: int) -> None:
-        """The batch is whole."""
+        """The batch is whole, or cannot be made."""
         self._note(step, IDLE)
 
     def _note(self, step: int, sample: int) -> None:
