@@ -53,6 +53,7 @@ class Job:
         folder: a folder of the job's own.
         submitted_from: the working directory of `sbatch` and of all tasks.
         script, arguments: as on sbatch's command line.
+        hold: steps after which the training waits to be signalled: one for each start of the job.
 
     Attributes:
         requeued: how often scontrol requeue was called.
@@ -60,7 +61,9 @@ class Job:
         sruns: the words of every call of srun.
     """
 
-    def __init__(self, folder: Path, submitted_from: Path, script: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, submitted_from: Path, script: Path, *arguments: str, hold: tuple[int, ...] = ()
+    ) -> None:
         self.folder, self.submitted_from = folder, submitted_from
         self.arguments = [str(word) for word in arguments]
         self.script = folder / "slurm_script"  # sbatch runs a copy
@@ -69,6 +72,7 @@ class Job:
         self.options = options
         self.per_node = int(options["ntasks-per-node"])
         self.count = int(options["nodes"]) * self.per_node
+        self.hold = hold
         self.requeued = 0
         self.state = "PENDING"
         self.tasks: list[Run] = []
@@ -126,6 +130,7 @@ class Job:
             "SLURM_PROCID": "0",  # of the batch step
             "SLURM_LOCALID": "0",
             "SLURM_STUBS": str(self.folder),
+            "HOLD_AT": str(dict(enumerate(self.hold)).get(self.requeued, 0)),
             "PATH": f"{self.folder}:{os.environ['PATH']}",
         }
         if self.requeued:
@@ -209,7 +214,25 @@ def task(arguments: list[str]) -> int:
 
     os.setsid()
     os.chdir(os.environ["TASK_FOLDER"])
+    if step := int(os.environ["HOLD_AT"]):
+        hold_at(step)
     return task.main(arguments)
+
+
+def hold_at(step: int) -> None:
+    """Let the training wait after a step until it is signalled, so that no test depends on being quick."""
+    import train
+
+    advance = train.Training.advance
+
+    def held(run, batch):
+        output = advance(run, batch)
+        end = time.monotonic() + 60
+        while run.step == step and not run.stop_signal and time.monotonic() < end:
+            time.sleep(0.01)
+        return output
+
+    train.Training.advance = held
 
 
 if __name__ == "__main__":
