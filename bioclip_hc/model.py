@@ -442,7 +442,16 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write beside the path, then rename: a reader never meets half a file."""
+    """Write beside the path, then rename: a reader never meets half a file, and a full disk keeps none.
+
+    Raises:
+        OSError: it cannot be written, whoever wrote.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@
 """
 
 import json
+import resource
 import shutil
 
 import open_clip
@@ -257,6 +258,17 @@ def test_saving_again_replaces_and_leaves_no_other_file(make, tmp_path):
     again = HierarchicalCLIP.from_pretrained(tmp_path / "m")
     assert torch.equal(again.clip.visual.proj, model.clip.visual.proj)
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == sorted([CONFIG, WEIGHTS, SIDECAR, SIDECAR_TENSORS])
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror_and_keeps_nothing(make, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"open_clip_model\.safetensors cannot be written: .*too large"):
+            make().save_pretrained(tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "m").iterdir())
 
 
 def test_saving_leaves_the_model_as_it_was(make, tmp_path):
