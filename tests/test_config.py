@@ -90,6 +90,14 @@ MISTAKES = {
     "no time for a sign": ({"run": {"silence": 0.5}}, "run.silence must be 0 or at least 1 second, got 0.5"),
     "keeps nothing": ({"run": {"keep": 0}}, "run.keep must be at least 1, got 0"),
     "more than all": ({"data": {"quarantine_limit": 1.5}}, r"quarantine_limit is a share in \[0, 1\], got 1.5"),
+    "offload of what is not sharded": (
+        {"run": {"offload": "optimizer", "zero_stage": 0}},
+        "run.offload = 'optimizer' needs run.zero_stage = 1 or more, got 0",
+    ),
+    "offload of parameters": (
+        {"run": {"offload": "parameters", "zero_stage": 2}},
+        "run.offload = 'parameters' needs run.zero_stage = 3 or more, got 2",
+    ),
     "clip in hyperbolic space": ({"loss": {"name": "clip"}}, "needs model.geometry = 'euclidean'"),
     "clip of all ranks": (
         {"loss": {"name": "clip"}, "model": {"geometry": "euclidean"}},
@@ -104,6 +112,20 @@ def test_mistakes_are_named(write, name):
     with pytest.raises(ValueError, match=message) as caught:
         read_config(write(**tables))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["optim.lr", "optim.grad_clip", "optim.eps", "model.curv", "run.silence"])
+def test_numbers_are_finite(write, tmp_path, key, value):
+    expected = rf"^{key} must be a finite number, got {value}$"
+    with pytest.raises(ValueError, match=expected):
+        read_config(write(), [f"--{key.replace('_', '-')}={value}"])
+    section, name = key.split(".")
+    file = tmp_path / "finite.toml"
+    table = "" if section == "run" else f"[{section}]\n"
+    file.write_text(f'[data]\ntrain = "x"\n[run]\noutput = "y"\n{table}{name} = {value}')
+    with pytest.raises(ValueError, match=expected):
+        read_config(file)
 
 
 def test_a_key_outside_its_table(tmp_path):

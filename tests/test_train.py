@@ -27,7 +27,7 @@ from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.model import create_model, load
 
 from config import Config, Data, Loss, Model, Optim, Run
-from engine import deepspeed_config, lr_share, parameter_groups
+from engine import check_precision, deepspeed_config, lr_share, parameter_groups
 from journal import read_log
 from parts import build_loss
 
@@ -145,10 +145,21 @@ def test_a_run_does_not_go_on_with_other_data(setup, tmp_path):
     finish(setup, output, "--data.train", str(shards), "--resume")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_batch_norm_in_16_bit_is_refused_and_claims_nothing(setup, tmp_path, precision):
+def test_fp16_without_fp16_is_refused_by_name(setup, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this CPU has fp16")
+    printed = finish(setup, tmp_path / "run", "--run.precision", "fp16", code=2)
+    assert_one_line(printed, ["run.precision = 'fp16' needs a GPU or a CPU with fp16; use bf16 or fp32 here"])
+    for precision in ("fp32", "bf16"):
+        check_precision(precision)
+    with pytest.raises(ValueError, match="needs a GPU"):
+        check_precision("fp16")
+
+
+def test_batch_norm_in_16_bit_is_refused_and_claims_nothing(setup, tmp_path):
     output = tmp_path / "run"
-    more = ("--model.architecture", str(setup / "tiny_resnet.json"), "--run.precision", precision)
+    more = ("--model.architecture", str(setup / "tiny_resnet.json"), "--run.precision", "bf16")
     printed = finish(setup, output, *more, code=2)
     assert "does not work with BatchNorm" in printed
     assert not list(output.iterdir())
@@ -234,6 +245,7 @@ VARIANTS = {
     "stage 1": ["--run.zero-stage", "1"],
     "stage 2": ["--run.zero-stage", "2"],
     "stage 3": ["--run.zero-stage", "3"],
+    "bf16 stage 0": ["--run.precision", "bf16", "--run.zero-stage", "0"],
     "bf16 stage 1": ["--run.precision", "bf16"],
     "bf16 stage 3": ["--run.precision", "bf16", "--run.zero-stage", "3"],
     "resnet": ["--model.architecture", "tiny_resnet.json"],
@@ -288,6 +300,14 @@ def test_the_stages_compute_the_same(variants):
 def test_bf16_stays_near_fp32(variants):
     assert variants("bf16 stage 1")[0] == pytest.approx(variants("stage 1")[0], rel=0.05)
     assert variants("bf16 stage 3")[0] == pytest.approx(variants("bf16 stage 1")[0], rel=5e-3)
+
+
+def test_bf16_needs_no_stage(variants):
+    """DeepSpeed's optimizer of stage 0 begins with a step of its own, and keeps its masters elsewhere."""
+    ours, sharded = variants("bf16 stage 0"), variants("bf16 stage 1")
+    assert ours[0] == sharded[0]
+    for file in ("open_clip_model.safetensors", "hyperbolic.safetensors"):
+        assert_identical(load_file(ours[1] / file), load_file(sharded[1] / file))
 
 
 def test_every_parameter_moves(setup, variants):
@@ -545,6 +565,16 @@ def test_deepspeed_is_told_everything_it_would_guess(precision, stage, clip):
     assert told["train_batch_size"] == 64
     assert told["zero_optimization"]["stage"] == stage
     assert (told["fp16"]["enabled"], told["bf16"]["enabled"]) == (precision == "fp16", precision == "bf16")
+
+
+OFFLOADED = {"optimizer": {"offload_optimizer"}, "parameters": {"offload_optimizer", "offload_param"}}
+
+
+@pytest.mark.parametrize("offload", OFFLOADED)
+def test_deepspeed_is_told_what_to_offload(offload):
+    told = deepspeed_config(Config(run=Run(zero_stage=3, offload=offload)))["zero_optimization"]
+    assert told.keys() - {"stage"} == OFFLOADED[offload]
+    assert {told[name]["device"] for name in OFFLOADED[offload]} == {"cpu"}
 
 
 def test_the_loss_follows_the_configuration():

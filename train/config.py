@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import tomllib
 import types
 import typing
@@ -104,6 +105,8 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: what is sharded over processes (1 optimizer, 2 and gradients, 3 and parameters)."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the host's memory: the optimizer's states (its step is made there), or the parameters too."""
     micro_batch: int = 0
     """Images, and packed sequences of texts, that a process encodes at a time: bounds the memory of a batch of any
     size at a third more time, with the same gradient (but BatchNorm then normalises each micro-batch by itself).
@@ -147,6 +150,9 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 """Keys that a resumed run may change: they leave its numbers alone (run.micro_batch: but for the order of sums)."""
 
+OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
+"""DeepSpeed moves to the host what it shards."""
+
 POINTERS = frozenset({"data.train", "data.taxonomy"})
 """Keys whose spelling is free where what they point at is compared instead."""
 
@@ -188,6 +194,8 @@ def check(config: Config) -> Config:
     for name in data.ranks:
         rank_index(name)
     _need(len(set(data.ranks)) == len(data.ranks), f"data.ranks names a rank twice: {data.ranks}")
+    for key, value in _flat(config.to_dict()).items():
+        _need(not isinstance(value, float) or math.isfinite(value), f"{key} must be a finite number, got {value}")
     for key, value in (("optim.lr", optim.lr), ("optim.epochs", optim.epochs), ("model.curv", model.curv)):
         _need(value > 0, f"{key} must be above 0, got {value}")
     for key, value in (
@@ -215,6 +223,11 @@ def check(config: Config) -> Config:
         run.precision != "fp16" or run.zero_stage >= 1,
         "run.precision = 'fp16' with run.zero_stage = 0 does not move the parameters in DeepSpeed; "
         "use zero_stage 1, 2 or 3, or precision bf16",
+    )
+    _need(
+        run.zero_stage >= OFFLOAD_STAGE[run.offload],
+        f"run.offload = {run.offload!r} needs run.zero_stage = {OFFLOAD_STAGE[run.offload]} or more, "
+        f"got {run.zero_stage}",
     )
     for name in run.trackers:
         _need(

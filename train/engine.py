@@ -35,17 +35,37 @@ def start_engine(model: HierarchicalCLIP, config: Config, steps: int, reshard: b
     engine, _, _, schedule = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, reshard)
     )
+    if config.run.zero_stage == 0 and config.run.precision == "bf16":
+        _forget_phantom_step(engine.optimizer)
     return engine, schedule
+
+
+def _forget_phantom_step(optimizer: Any) -> None:
+    """Undo the step of Adam that DeepSpeed's 16-bit optimizer of stage 0 makes to have its states allocated.
+
+    It decays the masters once and leaves the step counter at 1, so that the first real step is a quarter too small.
+    """
+    optimizer.optimizer.state.clear()
+    for masters, parameters in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+        for master, parameter in zip(masters, parameters, strict=True):
+            master.data.copy_(parameter.data)
 
 
 def deepspeed_config(config: Config, reshard: bool = False) -> dict[str, Any]:
     """DeepSpeed's own configuration of a run."""
-    precision = config.run.precision
+    precision, offload = config.run.precision, config.run.offload
+    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {"stage": config.run.zero_stage}
+    if offload != "none":
+        zero["offload_optimizer"] = place
+    if offload == "parameters":
+        zero["offload_param"] = place
     return {
         "train_batch_size": config.optim.global_batch,
         "gradient_accumulation_steps": 1,  # negatives come from the whole batch; there is nothing to accumulate
         "gradient_clipping": config.optim.grad_clip,  # DeepSpeed clips at 1.0 when the key is missing
-        "zero_optimization": {"stage": config.run.zero_stage},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW serves there too; theirs must be compiled
         "fp16": {"enabled": precision == "fp16"},
         "bf16": {"enabled": precision == "bf16"},
         "checkpoint": {"load_universal": reshard},
@@ -81,18 +101,47 @@ def gathered_parameters(parameters: list[torch.nn.Parameter], zero_stage: int) -
         yield
 
 
-def full_state(model: torch.nn.Module, precision: str, zero_stage: int) -> dict[str, torch.Tensor]:
+def full_state(engine: Any, precision: str, zero_stage: int) -> dict[str, torch.Tensor]:
     """The whole state dict in fp32 on the CPU, from the optimizer's fp32 masters where training was in 16 bit.
 
     All processes call it. (A 16-bit weight near 1 does not show steps under 0.4%; its master does.)
     """
+    model = engine.module
     with gathered_parameters(list(model.parameters()), zero_stage):
         state = {name: x.detach().float().cpu().clone() for name, x in model.state_dict().items()}
     if precision != "fp32":
-        from deepspeed.utils import safe_get_full_fp32_param
-
         for name, parameter in model.named_parameters():
-            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if master is not None:
-                state[name] = master.detach().float().cpu().reshape(state[name].shape)
+            if parameter.requires_grad:
+                state[name] = master(engine, parameter).detach().float().cpu().reshape(state[name].shape)
     return state
+
+
+def master(engine: Any, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The optimizer's fp32 copy of a trainable parameter, whole; all processes call it.
+
+    Raises:
+        RuntimeError: the engine has none.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if hasattr(engine.optimizer, "fp32_groups"):  # 16 bit at stage 0, for which DeepSpeed's function gives None
+        pairs = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+        found = [m for p, m in ((p, m) for ps, ms in pairs for p, m in zip(ps, ms, strict=True)) if p is parameter]
+        value = found[0] if found else None
+    else:
+        value = safe_get_full_fp32_param(parameter)
+    if value is None:
+        raise RuntimeError("DeepSpeed keeps no fp32 copy of a parameter that it trains in 16 bit")
+    return value
+
+
+def check_precision(precision: str) -> None:
+    """Raises ValueError where this machine has no fp16."""
+    if precision != "fp16" or torch.cuda.is_available():
+        return
+    try:
+        works = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        works = False
+    if not works:
+        raise ValueError("run.precision = 'fp16' needs a GPU or a CPU with fp16; use bf16 or fp32 here")

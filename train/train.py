@@ -39,7 +39,7 @@ from agreement import from_first, on_all
 from card import model_card, provenance
 from config import Config, read_config
 from dry_run import elsewhere, rehearse
-from engine import full_state, gathered_parameters, start_engine
+from engine import check_precision, full_state, gathered_parameters, start_engine
 from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle, write_json
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(words) else 2
     try:
         config = read_config(words[0], words[1:])
+        check_precision(config.run.precision)
         if not dry:
             return train(config, resume, Training.go)
         with TemporaryDirectory(prefix="bioclip_hc-") as folder:
@@ -252,7 +253,7 @@ class Training:
         """The trained model as an open_clip folder, with its taxonomy beside it."""
         self.watch.at(self.step, "exporting")
         used, quarantined = np.sum(self.counts(), axis=0).tolist()
-        state = full_state(self.model, self.config.run.precision, self.config.run.zero_stage)
+        state = full_state(self.engine, self.config.run.precision, self.config.run.zero_stage)
         if self.world_rank == 0:
             model = build_model(self.config)  # a plain one: DeepSpeed's hooks would shard this one again at a call
             model.load_state_dict(state)
