@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from faults.lab import LONG, Case, Lane, Outcome, Resumption, World, events, finish, need, need_equal, poll
@@ -40,74 +38,80 @@ def cases(count: int = 210) -> list[Case]:
 
 
 def run(case: Case, lane: Lane) -> Outcome:
-    """Kill, resume, hold the end against the uninterrupted run's."""
-    draw, processes = case.random, case.facts["processes"]
-    stage = ("--run.zero-stage", str(draw.choice([0, 1, 1, 2, 3])))
-    free = ("--run.save-every", str(draw.choice([2, 3, 4])), "--run.keep", str(draw.choice([1, 1, 2, 3])))
-    free += ("--data.workers", str(draw.choice([0, 0, 1])))
-    reference = lane.laboratory.reference(lane, *stage, processes=processes)
-    seconds = lane.laboratory.seconds(reference)
-    output = lane.folder(case.name) / "run"
-    moment = case.facts["at"] if case.kind.startswith("any moment") else draw.random()
-    kills = 0
-    left: list[str] = []
-
-    def struck() -> None:
-        nonlocal kills
-        kills += 1
-        left.append(_left(output))
-
-    if case.kind == "at a file operation of saving":
-        stage, free = ("--run.zero-stage", "1"), ("--run.keep", "1")
-        reference = lane.laboratory.reference(lane, *stage)
-        number = 1 + int(case.facts["at"] * operations(lane, *stage, *free))
-        world = World(lane, output, *stage, *free, fault={"kill": {"operation": number}})
-        need(world.wait() == [-signal.SIGKILL], f"no operation {number}: {world.codes}")
-        struck()
-    elif case.kind.startswith("while saving"):
-        first, delay = draw.randrange(3), draw.uniform(0, 0.15)
-        _kill_until_struck(lane, output, (*stage, *free), processes, draw, lambda: _save_seen(output, first, delay))
-        struck()
-    else:
-        delay = moment * seconds
-        _kill_until_struck(lane, output, (*stage, *free), processes, draw, lambda: time.sleep(delay))
-        struck()
+    """Kill, once or twice, resume, hold the end against the uninterrupted run's."""
+    victim = Victim(case, lane)
+    victim.strike()
+    left = _left(victim.output)
+    kills = 1
     if case.kind in ("while resuming", "twice"):
-        noted = Resumption(output)
-        world = World(lane, output, *stage, *free, "--resume")
-        share = 0.45 if case.kind == "while resuming" else 1.0  # nearly half of a short run is its start
-        time.sleep(draw.random() * share * seconds)
-        if world.running():
-            world.send(signal.SIGKILL, 0)
-            kills += world.wait() == [-signal.SIGKILL]
-        if len(events(output, "resume")) > noted.before:
-            noted.check()
-    finish(lane, output, *stage, *free, processes=processes)
-    bits = need_equal(reference, output)
+        kills += victim.strike_again()
+    finish(lane, victim.output, *victim.options, processes=victim.processes)
+    bits = need_equal(victim.reference, victim.output)
     return Outcome(kills, kills, figures={"left": left, "bits": sum(bits.values())})
 
 
-def _kill_until_struck(
-    lane: Lane,
-    output: Path,
-    options: tuple[str, ...],
-    processes: int,
-    draw: random.Random,
-    wait: Callable[[], None],
-) -> None:
-    """Start, wait, kill one or all; start over in the rare case that the run has ended before."""
-    victims = [0] if processes == 1 else draw.choice([[0], [1], [0, 1]])
-    for _ in range(5):
-        shutil.rmtree(output, ignore_errors=True)
-        world = World(lane, output, *options, processes=processes)
-        wait()
+class Victim:
+    """A run that is killed, with options and moments of its own."""
+
+    def __init__(self, case: Case, lane: Lane) -> None:
+        self.case, self.lane, self.draw = case, lane, case.random
+        self.processes = case.facts["processes"]
+        numbers = ("--run.zero-stage", str(self.draw.choice([0, 1, 1, 2, 3])))
+        free = (
+            "--run.save-every",
+            str(self.draw.choice([2, 3, 4])),
+            "--run.keep",
+            str(self.draw.choice([1, 1, 2, 3])),
+        )
+        free += ("--data.workers", str(self.draw.choice([0, 0, 1])))
+        if case.kind == "at a file operation of saving":  # these are counted once, for the same options
+            numbers, free = (), ("--run.keep", "1")
+        self.options = numbers + free
+        self.reference = lane.laboratory.reference(lane, *numbers, processes=self.processes)
+        self.seconds = lane.laboratory.seconds(self.reference)
+        self.output = lane.folder(case.name) / "run"
+
+    def strike(self) -> None:
+        """The first kill; starts over in the rare case that the run has ended before."""
+        if self.case.kind == "at a file operation of saving":
+            number = 1 + int(self.case.facts["at"] * operations(self.lane, *self.options))
+            world = World(self.lane, self.output, *self.options, fault={"kill": {"operation": number}})
+            need(world.wait() == [-signal.SIGKILL], f"no operation {number}: {world.codes}")
+            return
+        victims = [0] if self.processes == 1 else self.draw.choice([[0], [1], [0, 1]])
+        for hurry in (1.0, 0.7, 0.5, 0.3, 0.1):  # the uninterrupted run may have been timed on a busier machine
+            shutil.rmtree(self.output, ignore_errors=True)
+            world = World(self.lane, self.output, *self.options, processes=self.processes)
+            self._await_moment(hurry)
+            if world.running():
+                for rank in victims:
+                    world.send(signal.SIGKILL, rank)
+                patience = LONG if len(victims) == self.processes else self.draw.uniform(0.05, 1.0)
+                if -signal.SIGKILL in world.reap_rest(patience):
+                    return
+        need(False, "the run ended before it could be killed, five times")
+
+    def _await_moment(self, hurry: float) -> None:
+        """Until the first kill is due."""
+        if self.case.kind.startswith("while saving"):
+            _save_seen(self.output, skip=self.draw.randrange(3), delay=self.draw.uniform(0, 0.15))
+        elif self.case.kind.startswith("any moment"):
+            time.sleep(self.case.facts["at"] * self.seconds * hurry)
+        else:
+            time.sleep(self.draw.random() * self.seconds * hurry)
+
+    def strike_again(self) -> int:
+        """Kill what resumes: while it loads, or at any moment; returns whether it was killed."""
+        noted = Resumption(self.output)
+        world = World(self.lane, self.output, *self.options, "--resume")
+        share = 0.45 if self.case.kind == "while resuming" else 1.0  # nearly half of a short run is its start
+        time.sleep(self.draw.random() * share * self.seconds)
         if world.running():
-            for rank in victims:
-                world.send(signal.SIGKILL, rank)
-            codes = world.reap_rest(LONG if len(victims) == processes else draw.uniform(0.05, 1.0))
-            if -signal.SIGKILL in codes:
-                return
-    need(False, "the run ended before it could be killed, five times")
+            world.send(signal.SIGKILL, 0)
+        killed = world.wait() == [-signal.SIGKILL]
+        if len(events(self.output, "resume")) > noted.before:
+            noted.check()
+        return int(killed)
 
 
 def _save_seen(output: Path, skip: int, delay: float) -> None:
@@ -143,7 +147,7 @@ def _left(output: Path) -> str:
 
 def summary(outcomes: list[Outcome]) -> str:
     """A line of figures."""
-    left = [state for outcome in outcomes for state in outcome.figures.get("left", ())]
+    left = [outcome.figures["left"] for outcome in outcomes if "left" in outcome.figures]
     states = ", ".join(f"{left.count(state)} {state}" for state in dict.fromkeys(sorted(left)))
     bits = sum(outcome.figures.get("bits", 0) for outcome in outcomes)
     return f"checkpoints left by the first kill: {states}; differing bits: {bits}"

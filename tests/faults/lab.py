@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,9 +79,10 @@ class Laboratory:
     """Shards, configuration and references, shared by the lanes; everything lies in one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        unmount_below(self.folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.folder = folder.resolve()
         self.setup = write_setup(self.folder)
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
@@ -233,6 +235,14 @@ def await_ends(server: Server, pids: list[int], seconds: float) -> list[int | No
             break
         time.sleep(0.004)
     return list(codes.values())
+
+
+def unmount_below(folder: Path) -> None:
+    """Let go of file systems that a run that was cut off left mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        point = line.split()[1]
+        if point.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", point], check=False)
 
 
 def free_port() -> int:

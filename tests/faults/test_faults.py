@@ -1,25 +1,22 @@
-"""A few cases of every row of `make faults`, and what its runner makes of them."""
+"""A few cases of `make faults`, and what its runner makes of what it finds.
+
+Signals, single resumes, failing saves and lost processes have tests of their own beside the modules they are about.
+"""
 
 import json
 
 import pytest
 
-from faults import damage, exact, kills, lab, nonfinite, order, run, saving, signals
+from faults import damage, kills, lab, nonfinite, order, run
 from faults.lab import Case, Laboratory, Lane, Missed, Outcome, Skip
 
 ONE_EACH = [
-    (kills, "kills, while saving, 3"),
     (kills, "kills, at a file operation of saving, 20"),
-    (kills, "kills, while resuming, 9"),
     (kills, "kills, while saving, two processes, 0"),
-    (exact, "exactness, twice, a step and a save"),
     (order, "order, loaders, changed in mid-epoch, 2 x 1 to step 5 then 4 x 4 to step 12"),
     (order.Epochs, "epochs, fewer shards than readers, 2 x 4"),
     (damage, "damage, positions 0 to 49"),
-    (damage, "damage, resume 0"),
     (nonfinite, "nonfinite, nan in gradient, stop, 2 processes"),
-    (saving, "saving, filled during a save, 4 MB left, 1 x"),
-    (signals, "signals, SIGUSR1, 5"),
 ]
 
 
@@ -31,10 +28,7 @@ def lane(tmp_path_factory):
 @pytest.mark.parametrize(("row", "name"), ONE_EACH, ids=[name for _, name in ONE_EACH])
 def test_it_is_survived(lane, row, name):
     (case,) = (case for case in row.cases() if case.name == name)
-    try:
-        outcome = row.run(case, lane)
-    except Skip as reason:
-        pytest.skip(str(reason))
+    outcome = row.run(case, lane)
     assert outcome.injected == outcome.survived >= 1, outcome.note
 
 
@@ -121,3 +115,23 @@ def test_a_run_cut_off_goes_on_and_other_sources_start_over(tmp_path, monkeypatc
     run.Results(path).add(Row, Case("a", "kind"), Outcome(), 1.0)
     monkeypatch.setattr(run, "sources", lambda: "others")
     assert "a" not in run.Results(path)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_table_goes_where_the_markers_are(tmp_path, monkeypatch, marked):
+    results = run.Results(tmp_path / "results.jsonl")
+    case = Case("row, a", "kind")
+    results.add(Row, case, Outcome(2, 1, "lost"), 1.0)
+    wanted = {"row": [case]}
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    markers = f"{run.BEGIN}\nold\n{run.END}\nafter"
+    (tmp_path / "docs" / "faults.md").write_text(markers)
+    (tmp_path / "README.md").write_text(markers if marked else "before")
+    run.write_documents(run.table([Row], results, wanted), [Row], results, wanted)
+    page, readme = ((tmp_path / name).read_text() for name in ("docs/faults.md", "README.md"))
+    assert "| a fault | a promise | 2 | **1** | seen | `python tests/faults/run.py --only row` |" in page
+    assert "- row, a: lost" in page
+    assert page.endswith("after")
+    assert "old" not in page
+    assert readme == "before" or "| a fault | a promise | 2 | **1** | seen |\n" in readme
