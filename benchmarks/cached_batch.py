@@ -59,7 +59,7 @@ def measure(shards: Path, output: Path, batch: int, micro_batch: int) -> Measure
     peak = 0
     while process.poll() is None:
         peak = max(peak, memory_of_tree(process.pid))
-        time.sleep(0.1)
+        time.sleep(0.3)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stderr=process.stderr.read())
     log = read_log(output / "log.jsonl")
