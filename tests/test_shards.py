@@ -174,6 +174,8 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
     one, other = (write_shards([sample(i) for i in range(3)], tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
     assert ShardSet(one).fingerprints() == ShardSet(other).fingerprints()
+    both = ShardSet([*ShardSet(one).paths, *ShardSet(other).paths]).fingerprints()
+    assert len(both) == len(ShardSet(one).paths) + len(ShardSet(other).paths)  # of one name, each by its own
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from small_run import finish, write_setup
+from small_run import finish, finish_together, write_setup
 
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.samplers import order_digest
@@ -171,6 +171,39 @@ def test_a_run_in_micro_batches_is_the_run(setup, stage):
     whole, cached = (load_file(run / "model" / "open_clip_model.safetensors") for run in runs)
     for name, tensor in whole.items():
         torch.testing.assert_close(cached[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["1", "3"])
+def test_two_processes_in_micro_batches_are_one_at_once(setup, tmp_path, stage):
+    """Each has texts of its own, in sequences of its own number; every micro-batch is a collective at stage 3."""
+    more = ("--run.zero-stage", stage, "--optim.epochs", "0.5")
+    finish(setup, tmp_path / "one", *more)
+    finish_together(setup, tmp_path / "two", 2, *more, "--run.micro-batch", "2")
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [r["loss"] for r in logs[1]] == pytest.approx([r["loss"] for r in logs[0]], abs=1e-5)
+    one, two = (load_file(tmp_path / name / "model" / "open_clip_model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("micro_batch", ["0", "5"])
+def test_checkpointed_activations_change_nothing(setup, tmp_path, micro_batch):
+    """Layers computed again in the backward pass, what they draw included: the same run bit for bit."""
+    models = []
+    for checkpointed in (False, True):
+        output = tmp_path / str(checkpointed)
+        flag = "--model.grad-checkpointing" if checkpointed else "--model.no-grad-checkpointing"
+        more = (
+            "--model.architecture",
+            "tiny_dropout.json",
+            "--optim.epochs",
+            "0.5",
+            "--run.micro-batch",
+            micro_batch,
+        )
+        finish(setup, output, *more, flag)
+        models.append(load_file(output / "model" / "open_clip_model.safetensors"))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 # -- numbers that are not finite --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import os
 import re
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -571,16 +572,19 @@ class ShardSet:
     def fingerprints(self) -> dict[str, str]:
         """Shard name -> SHA-256 of its samples' keys, positions, sizes and lineages: what a run was given.
 
-        Pixels are not read, so that terabytes cost no hours.
+        Folders are left out, for data may move; of shards of one name the second is called "name (2)". Pixels are
+        not read, so that terabytes cost no hours.
         """
-        prints = {}
+        prints: dict[str, str] = {}
+        seen: Counter[str] = Counter()
         line = ["\t".join(names) for names in self.lineages]
         for shard, path in enumerate(self.paths):
             part = slice(self._start[shard], self._start[shard + 1])
             digest = hashlib.sha256(b"\n".join(self._keys[shard].tolist()))
             digest.update(self._offset[part].tobytes() + self._size[part].tobytes())
             digest.update("\n".join(line[row] for row in self.lineage_index[part]).encode())
-            prints[path.name] = digest.hexdigest()
+            seen[path.name] += 1
+            prints[path.name + (f" ({seen[path.name]})" if seen[path.name] > 1 else "")] = digest.hexdigest()
         return prints
 
     def close(self) -> None:
