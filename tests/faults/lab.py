@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -359,7 +360,9 @@ def _bits_of_files(a: Path, b: Path) -> int:
 
 def _content(path: Path) -> Any:
     if path.suffix == ".pt":
-        return _without_padding(torch.load(path, weights_only=False, map_location="cpu"))  # of a run of our own
+        content = torch.load(path, weights_only=False, map_location="cpu")  # of a run of our own
+        shard = re.match(r"zero_pp_rank_(\d+)_", path.name)
+        return _without_padding(content, int(shard[1])) if shard else content
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.name == checkpoint.MANIFEST:
@@ -367,18 +370,22 @@ def _content(path: Path) -> Any:
     return path.read_bytes()
 
 
-def _without_padding(content: Any) -> Any:
+def _without_padding(content: dict[str, Any], rank: int) -> dict[str, Any]:
     """ZeRO-3 pads what does not divide among processes with memory as it finds it: numbers that mean nothing.
 
-    They are set to 0 where no gradient ever came; the parameters among those are compared in the model.
+    Set to 0 are, of frozen parameters, what lies past their end, and of trained ones, what no gradient ever came to
+    (the parameters among those are compared in the model).
     """
-    optimizer = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+    optimizer = content.get("optimizer_state_dict")
     if isinstance(optimizer, dict) and "fp32_flat_groups" in optimizer:
         states = optimizer["optimizer_state_dict"]["state"]
         optimizer["fp32_flat_groups"] = [
             torch.where(states[i]["exp_avg_sq"] == 0, 0.0, group.detach())
             for i, group in enumerate(optimizer["fp32_flat_groups"])
         ]
+    for name, fragment in (content.get("frozen_param_fragments") or {}).items():
+        left = content["frozen_param_shapes"][name].numel() - rank * fragment.numel()
+        fragment.view(-1)[max(0, left) :] = 0
     return content
 
 
