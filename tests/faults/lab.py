@@ -63,7 +63,11 @@ class Outcome:
 
 
 class Missed(AssertionError):
-    """A promise was not kept; the message says how."""
+    """A promise was not kept; the message says how, `figures` are added to the row's."""
+
+    def __init__(self, message: str, **figures: Any) -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 def need(condition: object, message: str) -> None:
@@ -333,7 +337,8 @@ def finish(lane: Lane, output: Path, *more: str, processes: int = 1, damaged: bo
 def need_equal(reference: Path, output: Path) -> dict[str, int]:
     """Raises Missed unless two runs came to the same end; returns the differing bits of each part, all 0."""
     bits = differing_bits(reference, output)
-    need(not any(bits.values()), f"bits differ: { {k: v for k, v in bits.items() if v} }")
+    if any(bits.values()):
+        raise Missed(f"bits differ: { {k: v for k, v in bits.items() if v} }", bits=sum(bits.values()))
     return bits
 
 

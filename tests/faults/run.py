@@ -120,7 +120,7 @@ def attempt(row: Any, case: Case, lane: Lane) -> tuple[Outcome, float]:
     except Skip as reason:
         outcome = Outcome(0, 0, str(reason))
     except Missed as miss:
-        outcome = Outcome(1, 0, str(miss)[:2000] or "no reason")
+        outcome = Outcome(1, 0, str(miss)[:2000] or "no reason", miss.figures)
     except Exception:
         outcome = Outcome(1, 0, traceback.format_exc()[-2000:])
     folder = lane.path(case.name)
