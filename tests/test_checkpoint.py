@@ -158,6 +158,14 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_goes(setup, run):
     assert steps(run) == [8, 12]
 
 
+def test_a_file_under_a_hidden_name_is_swept_too(tmp_path):
+    (tmp_path / ".step-00000004.old").write_text("stood where a checkpoint goes")
+    (tmp_path / ".step-00000008.partial").mkdir()
+    (tmp_path / "step-00000008").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+
+
 def test_random_states_come_back():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)

@@ -26,6 +26,7 @@ from small_run import (
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.model import create_model, load
 
+import train
 from config import Config, Data, Loss, Model, Optim, Run
 from engine import check_precision, deepspeed_config, lr_share, parameter_groups
 from journal import read_log
@@ -191,6 +192,26 @@ def test_a_signal_saves_the_step_and_exits_143(setup, dropout, whole, tmp_path, 
     assert not (output / "model").exists()
     finish(setup, output, *dropout, "--resume")
     assert [r["step"] for r in events(output, "resume")] == [step]  # no step lost
+    assert_same_run(whole, output)
+
+
+def signal_while_building():
+    """In a training process: SIGUSR1 arrives before the model is there."""
+    build = train.build_model
+
+    def disturbed(config):
+        signal.raise_signal(signal.SIGUSR1)
+        return build(config)
+
+    train.build_model = disturbed
+
+
+def test_a_signal_before_the_first_step_exits_143_too(setup, dropout, whole, tmp_path):
+    output, early = tmp_path / "run", {"BEFORE_TRAINING": "test_train:signal_while_building"}
+    finish(setup, output, *dropout, code=143, **early)
+    finish(setup, output, *dropout, "--resume", "--run.stop-after", "5")
+    finish(setup, output, *dropout, "--resume", code=143, **early)
+    finish(setup, output, *dropout, "--resume")
     assert_same_run(whole, output)
 
 

@@ -98,7 +98,10 @@ def must_reshard(path: Path | None, zero_stage: int) -> bool:
 def sweep(folder: Path) -> None:
     """Remove what a kill left of saving, retiring or rearranging; only for who holds the run's lock."""
     for left in folder.glob(".step-*"):
-        shutil.rmtree(left)
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:  # nobody's checkpoint, but it stood in the way of one
+            left.unlink()
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

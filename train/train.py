@@ -93,6 +93,10 @@ class Training:
         )
         self.output = Path(config.run.output)
         self.stop_signal = 0
+        for kind in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(
+                kind, self.heed
+            )  # from here on, for building a model and reading an index take their time
         local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
         seed_everything(config.run.seed)
         self.model = build_model(config)
@@ -144,8 +148,8 @@ class Training:
     def go(self) -> int:
         """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
-        for kind in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(kind, self.heed)
+        if self.stopped():  # while all this was built: nothing is new, so nothing is saved
+            return EXIT_PREEMPTED
         clock = Clock(self.config.optim.global_batch)
         saved = self.step
         self.stream = self.batches.load(self.step, stop, self.config.data.workers)
