@@ -128,7 +128,7 @@ def test_a_run_leaves_what_it_promises(whole):
 
 @pytest.mark.parametrize("stops", [(5,), (4, 9)], ids=["between checkpoints", "twice, once at a checkpoint"])
 def test_a_resumed_run_equals_the_uninterrupted_one(setup, dropout, whole, tmp_path, stops):
-    output = tmp_path / "run"
+    output = tmp_path / "lr[3] *"  # a name that is a pattern too
     for i, stop in enumerate((*stops, 0)):
         finish(setup, output, *dropout, "--run.stop-after", str(stop), *(["--resume"] if i else []))
         assert (output / "model").exists() == (stop == 0)

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from agreement import FailedTogether, on_all, on_first
-from durable import make_folder, need_free, replace_json, sha256, stored_bytes, sync, write_tensors
+from durable import make_folder, need_free, plain_name, replace_json, sha256, stored_bytes, sync, write_tensors
 from reshard import load_resharded
 
 MANIFEST = "manifest.json"
@@ -78,7 +78,8 @@ def load(engine: Any, path: Path) -> dict[str, Any]:
         if engine.load_universal_checkpoint():
             load_resharded(engine, path)
         else:
-            engine.load_checkpoint(str(path.parent), tag=path.name)
+            with plain_name(path.parent) as folder:
+                engine.load_checkpoint(str(folder), tag=path.name)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{path} is a checkpoint of another architecture: {' '.join(lines[:2])[:300]}") from None
