@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from small_run import finish, start, write_setup
+from small_run import finish, start, write_pictures, write_setup
 
 import dry_run
 from dry_run import Measured
@@ -83,9 +83,12 @@ def test_it_tells_a_loader_that_is_too_slow(setup, tmp_path):
 
 
 def test_all_processes_take_part(setup, tmp_path):
+    """Each has broken images to set aside."""
+    write_pictures(tmp_path / "damaged", broken=range(0, 48, 2))
+    damaged = ("--data.train", str(tmp_path / "damaged"))
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(10000 + os.getpid() % 10000)}
     output = tmp_path / "run"
-    runs = [start(setup, output, "--dry-run", RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    runs = [start(setup, output, "--dry-run", *damaged, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
     assert [run.wait() for run in runs] == [0, 0], runs[0].printed
     assert runs[0].printed.count("two steps on 2 processes") == 1
     assert not output.exists()

@@ -40,8 +40,10 @@ class Measured(NamedTuple):
 
 
 def elsewhere(config: Config, folder: str) -> Config:
-    """The same run in a folder of no consequence, followed by nobody."""
-    run = dataclasses.replace(config.run, output=str(Path(folder) / "run"), trackers=())
+    """The same run in a folder of no consequence, this process' own, followed by nobody."""
+    output = Path(folder) / "run"
+    output.mkdir()  # a run's folder is made by the first process, in its own
+    run = dataclasses.replace(config.run, output=str(output), trackers=())
     return dataclasses.replace(config, run=run)
 
 
