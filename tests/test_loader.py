@@ -16,7 +16,7 @@ from PIL import Image
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
 from bioclip_hc.data.samplers import BatchPlan
-from bioclip_hc.data.shards import Sample, ShardSet, TooManyBadSamples, write_shards
+from bioclip_hc.data.shards import Sample, ShardSet, write_shards
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.data.workers import IDLE
 from bioclip_hc.distributed import share_of_texts
@@ -97,8 +97,9 @@ STEPS = range(5)  # two epochs and a half
 
 
 @pytest.mark.parametrize("mode", ["all", "balanced", "uniform", "deepest"])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 4, 8])
 def test_the_world_size_is_invisible(batches, mode, size):
+    """Of eight processes each has one image, which in one of them cannot be read."""
     alone = batches(mode=mode)
     together = [batches(mode=mode, world_rank=rank, world_size=size) for rank in range(size)]
     for step in STEPS:
@@ -179,10 +180,16 @@ def test_an_unreadable_image_is_reported_and_not_supervised(batches, shards):
     assert found >= 1
 
 
-def test_a_batch_without_one_readable_image_stops_the_run(batches, monkeypatch):
+def test_a_batch_without_one_readable_image_keeps_its_shapes(batches, monkeypatch):
+    """It may be one process' few of many: whether the run goes on is for the quarantine's limit to say."""
+    expected = batches()[0]
     monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
-    with pytest.raises(RuntimeError, match=r"none of 8 images of a batch could be read; the first: .*not JPEG"):
-        batches()[0]
+    batch = batches()[0]
+    assert batch.images.shape == expected.images.shape
+    assert not batch.images.any()
+    assert (batch.image_taxa == -1).all()
+    assert len(batch.bad) == G
+    assert torch.equal(batch.text_taxon, expected.text_taxon)
 
 
 def test_what_is_being_read_can_be_seen(batches, monkeypatch):
@@ -197,10 +204,10 @@ def test_what_is_being_read_can_be_seen(batches, monkeypatch):
     indices = data[1].indices.tolist()
     assert [(i, (sight.step, sight.sample)) for i, sight in seen] == [(i, (1, i)) for i in indices]
     assert len({sight.moves for _, sight in seen}) == len(indices)
-    monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
+    monkeypatch.setattr(ShardSet, "read", lambda self, i: 1 / 0)
     for step, made in ((1, True), (2, False)):
         if not made:
-            with pytest.raises(TooManyBadSamples):
+            with pytest.raises(ZeroDivisionError):
                 data[step]
         assert data.workers.sights()[0][1:] == (step, IDLE)
 

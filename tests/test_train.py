@@ -371,6 +371,15 @@ def test_too_many_broken_images_stop_the_run(setup, tmp_path):
     assert log[-1]["used"] + log[-1]["quarantined"] == 12 * log[-1]["step"]
 
 
+def test_shards_that_cannot_be_read_any_more_stop_the_run(setup, tmp_path):
+    """Whatever the limit: of a long run's samples they would be a small share for long."""
+    write_pictures(tmp_path / "shards", broken=range(48))
+    more = ("--data.train", str(tmp_path / "shards"), "--optim.epochs", "9", "--data.quarantine-limit", "1")
+    printed = finish(setup, tmp_path / "run", *more, "--data.workers", "1", code=2)
+    assert_one_line(printed, ["none of the last 108 samples could be read; the last: ", ": OSError: "])
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 8
+
+
 def test_what_the_index_finds_is_recorded_apart(setup, tmp_path):
     """A few broken records among many are no reason to stop, though at first nothing else has been seen."""
     folder = cut_shards(tmp_path)

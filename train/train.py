@@ -109,6 +109,7 @@ class Training:
         self.train_step = Step(self.engine, schedule, self.model, build_loss(config), config)
         self.step = 0
         self.order, self.skipped = 0, 0  # of this process: digest of its samples' order; of all: steps left out
+        self.unread = 0  # samples of this process since the last batch of which one could be read
         quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         hosts = environment.find_hosts()
@@ -179,6 +180,12 @@ class Training:
         self.quarantine.use(len(batch.indices) - len(batch.bad))
         for sample in batch.bad:
             self.quarantine.record(*sample)
+        self.unread = self.unread + len(batch.bad) if len(batch.bad) == len(batch.indices) else 0
+        if self.unread >= Quarantine.ENOUGH:  # after a long run the share alone would tell too late
+            shard, key, reason = batch.bad[-1]
+            raise TooManyBadSamples(
+                f"none of the last {self.unread} samples could be read; the last: {shard}, {key!r}: {reason}"
+            )
         place = self.step * self.config.optim.global_batch + len(batch.indices) * self.world_rank
         self.order = (self.order + order_digest(place, batch.indices.numpy())) % 2**64
         try:

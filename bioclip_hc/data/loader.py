@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bioclip_hc.data.decode import DecodeError, augment, decode_image
 from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
-from bioclip_hc.data.shards import BadSample, ShardSet, TooManyBadSamples
+from bioclip_hc.data.shards import BadSample, ShardSet
 from bioclip_hc.data.text import TaxonTokens
 from bioclip_hc.data.workers import Workers
 from bioclip_hc.distributed import share_of_texts
@@ -125,25 +127,23 @@ class TrainingBatches(Dataset):
 
     def _images(self, indices: np.ndarray, step: int) -> tuple[Tensor, list[tuple[int, BadSample]]]:
         """(B, 3, H, W) pixels; an unreadable sample's stay zero, so that every process keeps its shapes."""
-        rows: dict[int, Tensor] = {}
+        images = torch.zeros(len(indices), *self._image_shape)
         bad = []
         epoch = self.plan.epoch(step)
         for row, i in enumerate(indices.tolist()):
             self.workers.reading(step, i)
             try:
                 image = decode_image(self.shards.read(i).image)
-                rows[row] = augment(self.transform, image, sample_seed(self.plan.seed, epoch, i))
+                images[row] = augment(self.transform, image, sample_seed(self.plan.seed, epoch, i))
             except (DecodeError, OSError) as error:
                 bad.append((row, BadSample(str(self.shards.shard(i)), self.shards.key(i), str(error))))
-        if not rows:
-            raise TooManyBadSamples(
-                f"none of {len(indices)} images of a batch could be read; the first: {bad[0][1]}"
-            )
-        first = next(iter(rows.values()))
-        images = torch.zeros(len(indices), *first.shape)
-        for row, pixels in rows.items():
-            images[row] = pixels
         return images, bad
+
+    @cached_property
+    def _image_shape(self) -> torch.Size:
+        """(3, H, W) of what the transform makes."""
+        pixels: Tensor = augment(self.transform, Image.new("RGB", (8, 8)), 0)
+        return pixels.shape
 
     def load(self, start: int, stop: int, workers: int = 0) -> Generator[Batch]:
         """The batches of steps [start, stop), in order, loaded ahead by `workers` processes.
