@@ -253,6 +253,20 @@ def test_more_processes_than_texts(batches):
     assert len(parts[1].tokens) == 0
 
 
+def test_texts_of_a_process_own_images(batches):
+    """What a loss per process needs: a share of all texts would not hold the texts of its images."""
+    for step in STEPS:
+        for rank in range(2):
+            batch = batches(world_rank=rank, world_size=2, own_texts=True)[step]
+            alone = batches()[step]
+            images = alone.image_taxa[4 * rank : 4 * rank + 4]
+            assert torch.equal(batch.image_taxa, images)
+            found = set(zip(batch.text_rank.tolist(), batch.text_taxon.tolist(), strict=True))
+            assert len(found) == len(batch.text_rank) == len(batch.tokens)
+            needed = {(r, t) for row in images.tolist() for r, t in enumerate(row) if t >= 0}
+            assert needed == found or (batch.bad and needed < found)
+
+
 def test_unknown_ranks_and_batches_that_do_not_divide(batches):
     with pytest.raises(ValueError, match="did you mean 'genus'"):
         batches(ranks=("genuss",))

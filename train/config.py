@@ -73,7 +73,8 @@ class Loss:
     image_weighting: Literal["standard", "balanced"] = "standard"
     restrict: bool = True
     per_process: bool = False
-    """Each process' batch is a batch of its own, as in the authors' code."""
+    """Each process' batch is a batch of its own, images and their texts, as in the authors' code. The log shows the
+    loss of the first."""
 
 
 @dataclass(frozen=True)

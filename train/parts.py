@@ -56,6 +56,7 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
         d.ranks,
         world_rank,
         world_size,
+        config.loss.per_process,
     )
     bad, seen = len(shards.bad), len(shards.bad) + len(shards)
     if bad > d.quarantine_limit * seen:

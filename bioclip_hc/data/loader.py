@@ -60,6 +60,8 @@ class TrainingBatches(Dataset):
         plan: which samples each step takes.
         mode: which known ranks supervise an image, see `samplers.supervise`.
         ranks: names of the ranks that may supervise; the others are treated as unknown.
+        own_texts: True gives every process the texts of its own images, for a loss that is per process; False its
+            share of the texts of all.
 
     Attributes:
         workers: who makes the batches and what they are reading, of the last `load`.
@@ -74,6 +76,7 @@ class TrainingBatches(Dataset):
     ranks: tuple[str, ...] = RANKS
     world_rank: int = 0
     world_size: int = 1
+    own_texts: bool = False
     workers: Workers = field(default_factory=Workers, init=False)
 
     def __post_init__(self) -> None:
@@ -106,11 +109,13 @@ class TrainingBatches(Dataset):
     def _batch(self, step: int) -> Batch:
         everyone = self.plan.indices(step)
         taxa = supervise(self.taxa_of(everyone), self.mode, self.plan.seed, step)
-        text_rank, text_taxon, _ = unique_texts(taxa)
+        local = local_slice(self.plan.global_batch, self.world_rank, self.world_size)
+        text_rank, text_taxon, _ = unique_texts(taxa[local] if self.own_texts else taxa)
         order = self.depth_first[text_taxon].argsort()
         text_rank, text_taxon = text_rank[order], text_taxon[order]
-        share = slice(*share_of_texts(len(text_rank), self.world_rank, self.world_size))
-        local = local_slice(self.plan.global_batch, self.world_rank, self.world_size)
+        share = slice(None)
+        if not self.own_texts:
+            share = slice(*share_of_texts(len(text_rank), self.world_rank, self.world_size))
         indices, image_taxa = everyone[local], taxa[local].copy()
         images, bad = self._images(indices, step)
         for row, _ in bad:
