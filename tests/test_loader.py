@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,18 @@ def test_workers_are_invisible(batches, workers):
     assert len(loaded) == 4
     for one, two in zip(loaded, alone, strict=True):
         assert_equal(one, two)
+
+
+def test_workers_are_children_whatever_python_would_start(batches, monkeypatch):
+    """Python 3.14 starts processes by a server; workers are to end with the process that they work for."""
+    server = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", server)
+    data = batches()
+    stream = data.load(0, 2, 1)
+    next(stream)
+    status = Path(f"/proc/{data.workers.pid(0)}/stat").read_text()
+    stream.close()
+    assert int(status.rpartition(")")[2].split()[1]) == os.getpid()
 
 
 def test_an_epoch_visits_samples_once_with_new_crops(batches):

@@ -164,6 +164,7 @@ class TrainingBatches(Dataset):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own: drawing from the global one would shift a resumed run
             worker_init_fn=crew.begin,
+            multiprocessing_context="fork" if workers else None,  # Python 3.14 would start them by another process
         )
         batches = iter(loader)
         crew.attend(batches)
