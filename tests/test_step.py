@@ -46,6 +46,7 @@ class PlainEngine:
     """What Step asks of DeepSpeed's engine, by plain torch in double precision."""
 
     device = "cpu"
+    applies = True
 
     def __init__(self, model):
         self.module = model
@@ -67,6 +68,9 @@ class PlainEngine:
 
     def step(self):
         self.moved = True
+
+    def was_step_applied(self):
+        return self.applies
 
 
 def make_step(setup, name="all ranks", architecture="tiny", **run):
@@ -254,6 +258,36 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(setup):
             assert step.skipped == ""
     with pytest.raises(TrainingStopped):
         step(bad)
+
+
+def test_a_step_that_deepspeed_leaves_out_has_had_its_learning_rate(setup):
+    """In fp16 it skips steps while it looks for a loss scale, and the schedule's with them."""
+    step, batches = make_step(setup)
+    step.engine.applies = False
+    step(batches[0])
+    assert step.schedule.last_epoch == 1
+
+
+def poisoned_from(first=3):
+    """In a training process: no step from there on is finite."""
+    whole = TrainingBatches.__getitem__
+
+    def broken(self, step):
+        batch = whole(self, step)
+        if step >= first:
+            batch.images[0].fill_(float("nan"))
+        return batch
+
+    TrainingBatches.__getitem__ = broken
+
+
+def test_skipped_steps_in_a_row_are_counted_over_a_resumption(setup, tmp_path):
+    """Else a run that is preempted often would go on for ever with nothing learned."""
+    more = ("--run.on-nonfinite", "skip", "--optim.epochs", "4", "--run.save-every", "0")
+    broken = {"BEFORE_TRAINING": "test_step:poisoned_from"}
+    finish(setup, tmp_path / "run", *more, "--run.stop-after", "8", **broken)
+    printed = finish(setup, tmp_path / "run", *more, "--resume", code=2, **broken)
+    assert "train.py: not finite at step 13: process 0: " in printed
 
 
 def test_running_statistics_survive_a_skipped_step(setup):

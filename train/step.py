@@ -44,6 +44,7 @@ class Step:
 
     Attributes:
         skipped: reasons of the last step, if it was skipped, "" if it was made.
+        in_a_row: steps skipped since the last one that was made.
     """
 
     MOST_SKIPPED = 10  # in a row: beyond it nothing is learned, and something is broken
@@ -57,7 +58,7 @@ class Step:
         self.guard = Guard(model, self.device, gradients=config.run.precision != "fp16")
         self.lr = 0.0
         self.skipped = ""
-        self._in_a_row = 0
+        self.in_a_row = 0
 
     def __call__(self, batch: Batch) -> LossOutput:
         """Raises TrainingStopped where a number is not finite; no parameter has moved then."""
@@ -70,16 +71,18 @@ class Step:
         found = self.guard.verdict()
         if not found:
             self.engine.step()
-            self.skipped, self._in_a_row = "", 0
+            if not self.engine.was_step_applied():  # fp16 looks for its loss scale
+                self.schedule.step()  # the learning rate belongs to the step, made or not
+            self.skipped, self.in_a_row = "", 0
             return output
-        self._in_a_row += 1
+        self.in_a_row += 1
         reason = "; ".join(f"process {p}: {_listed(names)}" for p, names in found.items())
-        if before is None or self._in_a_row == self.MOST_SKIPPED:
+        if before is None or self.in_a_row >= self.MOST_SKIPPED:
             raise TrainingStopped(reason)
         self.skipped = reason
         before.restore()
         discard_gradients(self.engine, self.run.zero_stage)
-        self.schedule.step()  # the learning rate belongs to the step, made or not
+        self.schedule.step()
         return output
 
     def _whole(self, batch: Batch, labels: list[Tensor]) -> LossOutput:

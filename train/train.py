@@ -136,6 +136,7 @@ class Training:
         if saved is not None:
             facts = checkpoint.load(self.engine, saved)
             self.step, self.skipped, samples = facts["step"], facts["skipped"], facts["samples"]
+            self.train_step.in_a_row = facts["skipped_in_a_row"]
             self.order = facts["order"] if self.world_rank == 0 else 0
             if self.journal:
                 self.journal.event("resume", step=self.step, checkpoint=saved.name, written_by=facts["world_size"])
@@ -255,7 +256,12 @@ class Training:
         """A sealed checkpoint of the state after `self.step` steps."""
         self.watch.at(self.step, "saving")
         on_all("the quarantined samples cannot be recorded", lambda: settle(self.quarantine))
-        facts = {"samples": self.counts(), "order": self.global_order(), "skipped": self.skipped}
+        facts = {
+            "samples": self.counts(),
+            "order": self.global_order(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.train_step.in_a_row,
+        }
         path = checkpoint.save(self.engine, self.output / "checkpoints", self.step, facts, self.config.run.keep)
         if self.journal:
             self.journal.event("checkpoint", step=self.step, path=path.name)
