@@ -317,7 +317,7 @@ def run(folder: Path, cases: list[Case], more_cases: list[Case]) -> dict[int, di
             folder,
         ),
         1: on_processes(1, jobs("resume", load_elsewhere, cases) + jobs("sgd", descend, stages), folder),
-        4: on_processes(4, jobs("resume", load_elsewhere, more_cases) + jobs("sgd", descend, stages[::3]), folder),
+        4: on_processes(4, jobs("resume", load_elsewhere, more_cases) + jobs("sgd", descend, stages), folder),
     }
 
 

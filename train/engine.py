@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ def start_engine(model: HierarchicalCLIP, config: Config, steps: int, reshard: b
     """
     import deepspeed
 
+    # DeepSpeed calls collectives by names that torch 2.14 has replaced; its users can do nothing about it
+    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)
     if not torch.cuda.is_available():
         # its shared-memory collectives take 37 s and a compiler to build at first use; gloo serves
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
