@@ -70,6 +70,10 @@ def test_a_process_that_sees_its_gpu_alone_takes_it(monkeypatch):
             pass
     assert taken == [3, 0]
     assert os.environ["LOCAL_RANK"] == "0"  # DeepSpeed reads it too
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="process 3 is number 3 on its host, from 0, and sees 2 GPUs"), world(0):
+        pass
 
 
 @pytest.mark.parametrize("body", ["exit 1", "true"])

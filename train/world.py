@@ -22,7 +22,7 @@ def world(threads: int) -> Iterator[None]:
     """The process group of the run; `threads` for one process on the CPU, 0 leaves torch's choice.
 
     Raises:
-        ValueError: see `place`.
+        ValueError: see `place`; more processes than GPUs on this host.
         OSError: the processes do not reach each other.
     """
     os.environ.update(place(os.environ))
@@ -30,8 +30,14 @@ def world(threads: int) -> Iterator[None]:
     gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     if gpu:
-        if torch.cuda.device_count() == 1:  # a scheduler may show every process its own GPU alone
+        count = torch.cuda.device_count()
+        if count == 1:  # a scheduler may show every process its own GPU alone
             os.environ["LOCAL_RANK"] = "0"
+        if int(os.environ["LOCAL_RANK"]) >= count:
+            raise ValueError(
+                f"process {os.environ['RANK']} is number {os.environ['LOCAL_RANK']} on its host, from 0, and sees "
+                f"{count} GPUs; start one process for each GPU"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if threads:
         torch.set_num_threads(threads)
