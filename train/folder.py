@@ -123,11 +123,6 @@ def _acquire(path: Path) -> int:
         os.close(descriptor)  # the one who held it removed it meanwhile: this lock is on no file
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: config.json marks the folder as this run's."""
-    replace_text(path, json.dumps(content, indent=1) + "\n")
-
-
 def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
     """What a configuration only points at: the model's shape, the shards and the taxa."""
     return {

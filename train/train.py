@@ -39,8 +39,9 @@ from agreement import from_first, on_all
 from card import model_card, provenance
 from config import Config, read_config
 from dry_run import elsewhere, rehearse
+from durable import replace_json
 from engine import check_precision, full_state, gathered_parameters, start_engine
-from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle, write_json
+from folder import claimed, inputs, record_unusable, restore_quarantine, same_inputs, settle
 from journal import Journal, finite_or_none
 from parts import build_batches, build_loss, build_model
 from step import Step, TrainingStopped
@@ -117,8 +118,8 @@ class Training:
         self.stream: Generator[Batch, None, None] | None = None
         watch.batches = self.batches
         if self.world_rank == 0:
-            write_json(self.output / "config.json", config.to_dict())
-            write_json(self.output / "inputs.json", self.inputs)
+            replace_json(self.output / "config.json", config.to_dict())  # which marks the folder as this run's
+            replace_json(self.output / "inputs.json", self.inputs)
             record_unusable(self.output / "quarantine-index.jsonl", self.batches.shards.bad)
             self.journal = Journal(self.output, config.to_dict(), config.run.trackers, self.steps)
             watch.log = self.output / "log.jsonl"
