@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -48,6 +50,27 @@ def on_first(what: str, action: Callable[[], T]) -> T:
     """Run `action` on the first process only; every process gets its result, or FailedTogether."""
     first = not dist.is_initialized() or dist.get_rank() == 0
     return on_all(what, lambda: action() if first else None)[0]  # type: ignore[return-value]
+
+
+def need_alike(facts: dict[str, Any]) -> None:
+    """Facts by name, JSON types, that all processes must have alike; all call it.
+
+    Raises:
+        ValueError: on all processes, naming what differs.
+    """
+    prints = {
+        name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest() for name, fact in facts.items()
+    }
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (prints, socket.gethostname()))
+    first, first_host = everyone[0]
+    for rank, (found, host) in enumerate(everyone):
+        unlike = [name for name in first if found[name] != first[name]]
+        if unlike:
+            raise ValueError(
+                f"process {rank} on {host} has other {', '.join(unlike)} than process 0 on {first_host}; start all "
+                "with the same configuration and the same data"
+            )
 
 
 def from_first(action: Callable[[], T]) -> T:

@@ -154,6 +154,9 @@ FREE_TO_CHANGE = {
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
 """DeepSpeed moves to the host what it shards."""
 
+OWN = frozenset({"data.workers", "run.output", "run.threads", "run.trackers"})
+"""Keys that a process may have for itself; run.output is the first one's, and must be one folder."""
+
 POINTERS = frozenset({"data.train", "data.taxonomy"})
 """Keys whose spelling is free where what they point at is compared instead."""
 
@@ -252,6 +255,11 @@ def changed_keys(old: dict[str, Any], new: Config, free: Set[str] = frozenset())
     before, after = _flat(old), _flat(new.to_dict())
     keys = sorted((before.keys() | after.keys()) - FREE_TO_CHANGE - free)
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
+
+
+def common_keys(config: Config) -> dict[str, Any]:
+    """Key -> value of what all processes of a run must have alike."""
+    return {key: value for key, value in _flat(config.to_dict()).items() if key not in OWN | POINTERS}
 
 
 def _flat(table: dict[str, Any]) -> dict[str, Any]:

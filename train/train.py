@@ -35,9 +35,9 @@ from bioclip_hc.taxonomy import RANKS
 
 import checkpoint
 import environment
-from agreement import from_first, on_all
+from agreement import from_first, need_alike, on_all
 from card import model_card, provenance
-from config import Config, read_config
+from config import Config, common_keys, read_config
 from dry_run import elsewhere, rehearse
 from durable import replace_json
 from engine import check_precision, full_state, gathered_parameters, start_engine
@@ -103,6 +103,7 @@ class Training:
         self.model = build_model(config)
         self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
         self.inputs = inputs(self.model, self.batches)
+        need_alike({**common_keys(config), **self.inputs})
         same_inputs(self.output / "inputs.json", self.inputs)
         self.steps = max(1, round(config.optim.epochs * self.batches.plan.steps_per_epoch))
         reshard = checkpoint.must_reshard(saved, config.run.zero_stage)

@@ -1,11 +1,13 @@
 """Two processes through torchrun train as one does, and a run of two resumes as two."""
 
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 from safetensors.torch import load_file
-from small_run import ROOT, arguments, environment, write_setup
+from small_run import ROOT, arguments, environment, start, write_pictures, write_setup
 
 from journal import read_log
 
@@ -48,6 +50,27 @@ def test_the_deepspeed_launcher(setup, tmp_path):
     subprocess.run(command, env=environment(DS_ACCELERATOR="cpu"), check=True, capture_output=True, timeout=200)
     assert read_log(output / "log.jsonl")[-1]["step"] == 12
     assert (output / "model" / "open_clip_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("other", "unlike"),
+    [
+        (lambda folder: ("--run.log-every", "2", "--optim.lr", "0.5"), "optim.lr, run.log_every"),
+        (lambda folder: ("--data.train", str(write_pictures(folder, count=24))), "shards"),
+    ],
+    ids=["another command", "other data"],
+)
+def test_processes_that_are_not_alike_are_refused(setup, tmp_path, other, unlike):
+    """Else one would log, save or end alone while the others wait, or take samples of another order."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(30000 + os.getpid() % 10000)}
+    words = ((), other(tmp_path / "shards"))
+    runs = [
+        start(setup, tmp_path / "run", *words[rank], **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    assert [run.wait() for run in runs] == [2, 2], runs[0].printed
+    for run in runs:
+        assert f"train.py: process 1 on {socket.gethostname()} has other {unlike} than process 0 on " in run.printed
 
 
 def test_a_batch_that_does_not_divide_is_refused(setup, tmp_path):
