@@ -108,9 +108,13 @@ class Run:
 
     def wait(self, seconds: float = 60) -> int:
         """Its exit code, -N if signal N killed it."""
-        code = self.server.ask(wait=self.pid, seconds=seconds)
+        code = self.ended(seconds)
         assert code is not None, f"still running after {seconds} s:\n{self.printed}"
         return code
+
+    def ended(self, seconds: float) -> int | None:
+        """The same if it ends in that time, else None."""
+        return self.server.ask(wait=self.pid, seconds=seconds)
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
