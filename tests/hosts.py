@@ -48,7 +48,7 @@ def why_not() -> str:
     if shutil.which("ip") is None:
         return "network namespaces need the command ip (iproute2)"
     try:
-        with two_hosts("probe"):
+        with two_hosts(f"probe{os.getpid()}"):
             return ""
     except subprocess.CalledProcessError as error:
         return f"network namespaces cannot be made here: {error.stderr.strip()}"
