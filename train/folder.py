@@ -160,6 +160,7 @@ def settle(quarantine: Quarantine) -> None:
     """Bring this process' record to disk, before a checkpoint counts its lines."""
     if quarantine.path is not None and quarantine.path.is_file():
         sync(quarantine.path)
+        sync(quarantine.path.parent)  # it may be new
 
 
 def restore_quarantine(output: Path, samples: list[list[int]]) -> list[str]:
