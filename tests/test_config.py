@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from config import FREE_TO_CHANGE, Config, changed_keys, check, read_config
+from config import FREE_TO_CHANGE, POINTERS, Config, changed_keys, check, read_config
 
 BASE = {"data": {"train": "shards"}, "run": {"output": "out"}}
 
@@ -185,6 +185,21 @@ def test_changed_keys_after_an_upgrade(write):
     old = config.to_dict()
     del old["optim"]["eps"]  # a run of a version without this key
     assert changed_keys(old, config) == ["optim.eps: None -> 1e-06"]
+
+
+def test_an_architecture_may_be_spelt_otherwise_where_its_content_is_compared(write, tmp_path):
+    def changes(old, new, free=POINTERS):
+        return changed_keys(
+            read_config(write(model={"architecture": old})).to_dict(),
+            read_config(write(model={"architecture": new})),
+            free,
+        )
+
+    (tmp_path / "a.json").write_text("{}")
+    assert changes("a.json", "/elsewhere/a.json") == []
+    assert len(changes("a.json", "/elsewhere/a.json", frozenset())) == 1
+    assert len(changes("folder", "/elsewhere/folder")) == 1
+    assert len(changes("a.json", "ViT-B-32")) == 1
 
 
 def test_keys_that_may_change_exist():

@@ -190,7 +190,9 @@ def test_a_signal_saves_the_step_and_exits_143(setup, dropout, whole, tmp_path, 
     assert [p.name for p in (output / "checkpoints").glob("step-*")] == [f"step-{step:08d}"]
     assert 2 <= step < STEPS
     assert not (output / "model").exists()
-    finish(setup, output, *dropout, "--resume")
+    assert f"stopped    by a signal at step {step} of {STEPS}; go on with --resume\n" in run.printed
+    printed = finish(setup, output, *dropout, "--resume")
+    assert f"resumed    step-{step:08d}, saved by 1 process\n" in printed
     assert [r["step"] for r in events(output, "resume")] == [step]  # no step lost
     assert_same_run(whole, output)
 
@@ -213,6 +215,51 @@ def test_a_signal_before_the_first_step_exits_143_too(setup, dropout, whole, tmp
     finish(setup, output, *dropout, "--resume", code=143, **early)
     finish(setup, output, *dropout, "--resume")
     assert_same_run(whole, output)
+
+
+def interrupted_at_a_step():
+    """In a training process: Ctrl-C in the third step."""
+    advance = train.Training.advance
+
+    def disturbed(run, batch):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        return advance(run, batch)
+
+    train.Training.advance = disturbed
+
+
+def test_ctrl_c_is_one_line(setup, tmp_path):
+    output, early = tmp_path / "run", {"BEFORE_TRAINING": "test_train:interrupted_at_a_step"}
+    printed = finish(setup, output, "--data.workers", "1", "--run.save-every", "1", code=130, **early)
+    assert printed.splitlines()[-1] == "train.py: interrupted; --resume goes on from the last checkpoint"
+    assert "Traceback" not in printed
+    finish(setup, output, "--resume", "--run.stop-after", "3")
+    assert [r["step"] for r in events(output, "resume")] == [2]
+
+
+def test_nothing_to_resume_is_said(setup, tmp_path):
+    printed = finish(setup, tmp_path / "run", "--resume", "--run.stop-after", "1")
+    assert f"nothing to resume in {tmp_path / 'run'}; the run begins\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{", "config.json is damaged (Expecting property name"),
+        (
+            "config.json",
+            '{"hidden_size": 768}',
+            "config.json is not of a run; give run.output a new or empty folder",
+        ),
+        ("inputs.json", "[]", "inputs.json is not of a run; restore it"),
+    ],
+)
+def test_what_a_run_began_with_is_unreadable(setup, tmp_path, name, content, said):
+    output = tmp_path / "run"
+    finish(setup, output, "--run.stop-after", "1")
+    (output / name).write_text(content)
+    assert_one_line(finish(setup, output, "--resume", code=2), [said])
 
 
 def test_resuming_a_finished_run_exports_the_same_model(setup, dropout, whole):

@@ -251,8 +251,14 @@ def _need(condition: object, message: str) -> None:
 
 
 def changed_keys(old: dict[str, Any], new: Config, free: Set[str] = frozenset()) -> list[str]:
-    """Keys whose change would make a resumed run another run, as "key: old -> new"; `free` ones may differ."""
+    """Keys whose change would make a resumed run another run, as "key: old -> new"; `free` ones may differ.
+
+    With any of them free, an architecture's .json may be spelt otherwise too; of a model folder the weights count.
+    """
     before, after = _flat(old), _flat(new.to_dict())
+    architectures = (str(table.get("model.architecture")) for table in (before, after))
+    if free and all(name.endswith(".json") for name in architectures):
+        free = free | {"model.architecture"}
     keys = sorted((before.keys() | after.keys()) - FREE_TO_CHANGE - free)
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 

@@ -204,14 +204,15 @@ def lines(facts: dict[str, Any]) -> list[str]:
     v, b = facts["versions"], facts["estimated_bytes"]
     below = ", ".join(f"{name} {v[name]}" for name in ("cuda", "nccl", "triton") if name in v)
     names = [f"{name} {v[name]}" for name in ("bioclip_hc", "python", "torch", "deepspeed", "open_clip")]
-    reasons = "; ".join(f"not {name}: {why}" for name, why in facts["not_backend"].items())
+    best = "cpu" if facts["device"] == "cpu" else "triton"
+    why_not_best = facts["not_backend"].get(best, "")
     micro = f", {facts['micro_batch']:,} at a time" if facts["micro_batch"] else ""
     states = {name: b[name] for name in STATES}
     most = max(host["processes"] for host in facts["hosts"])
     return [
         f"versions   {', '.join(names)}{f' ({below})' if below else ''}",
         *(f"host       {line}" for line in host_lines(facts["hosts"], facts["threads"])),
-        f"kernels    {facts['backend']}{f' ({reasons})' if reasons else ''}",
+        f"kernels    {facts['backend']}{f' (not {best}: {why_not_best})' if why_not_best else ''}",
         f"batch      {facts['global_batch']:,} images, {facts['local_batch']:,} a process{micro}; "
         f"about {facts['texts_a_step']:,} texts",
         f"run        {facts['steps']:,} steps, {facts['steps_per_epoch']:,} an epoch; "

@@ -63,9 +63,12 @@ def _find_start(output: Path, config: Config, resume: bool) -> tuple[Path | None
         raise FileExistsError(
             f"{output} holds a run; add --resume to continue it, or give run.output another folder"
         )
+    began = _read_json(stored)
+    if not all(isinstance(section, dict) for section in began.values()):
+        raise ValueError(f"{stored} is not of a run; give run.output a new or empty folder")
     # where inputs.json tells what was pointed at (`same_inputs`), the spelling of a pointer is free
     free = POINTERS if (output / "inputs.json").is_file() else frozenset()
-    changes = changed_keys(json.loads(stored.read_text(encoding="utf-8")), config, free)
+    changes = changed_keys(began, config, free)
     if changes:
         raise ValueError(
             f"{output} holds a run of another configuration ({'; '.join(changes)}); restore these keys, or give "
@@ -123,6 +126,21 @@ def _acquire(path: Path) -> int:
         os.close(descriptor)  # the one who held it removed it meanwhile: this lock is on no file
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """What `replace_json` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or give run.output another folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not of a run; restore it, or give run.output another folder")
+    return content
+
+
 def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
     """What a configuration only points at: the model's shape, the shards and the taxa."""
     return {
@@ -140,7 +158,7 @@ def same_inputs(path: Path, found: dict[str, Any]) -> None:
     """
     found = json.loads(json.dumps(found))
     if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
+        began = _read_json(path)
         changed = [name for name in found if found[name] != began.get(name)]
         if changed:
             raise ValueError(

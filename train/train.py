@@ -7,8 +7,9 @@
     any of these with --dry-run: two steps, memory, time and disk of the run; nothing is written
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
-SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on. A process, a data
-worker or a host that is lost is named by all others, which exit with 75 (run.silence); --resume goes on as well.
+SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on. Ctrl-C ends at
+once, without saving. A process, a data worker or a host that is lost is named by all others, which exit with 75
+(run.silence); --resume goes on as well.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from watchdog import READING, Watch
 from world import world
 
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, what schedulers expect of a job that heeded them
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
 def main(arguments: list[str]) -> int:
@@ -70,6 +72,10 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError, TooManyBadSamples, TrainingStopped) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        advice = "" if dry else "; --resume goes on from the last checkpoint"
+        print(f"train.py: interrupted{advice}", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def train(config: Config, resume: bool, through: Callable[[Training], int]) -> int:
@@ -78,6 +84,8 @@ def train(config: Config, resume: bool, through: Callable[[Training], int]) -> i
     with world(config.run.threads), Watch(config.run.silence) as watch, claimed(output, config, resume) as found:
         run = Training(config, *found, watch)
         try:
+            if resume and found[0] is None and run.journal:
+                run.journal.say(f"nothing to resume in {output}; the run begins")
             return through(run)
         finally:
             run.close()
@@ -141,7 +149,11 @@ class Training:
             self.train_step.in_a_row = facts["skipped_in_a_row"]
             self.order = facts["order"] if self.world_rank == 0 else 0
             if self.journal:
-                self.journal.event("resume", step=self.step, checkpoint=saved.name, written_by=facts["world_size"])
+                writers = facts["world_size"]
+                self.journal.event("resume", step=self.step, checkpoint=saved.name, written_by=writers)
+                self.journal.say(
+                    f"resumed    {saved.name}, saved by {environment.counted(writers, 'process', 'es')}"
+                )
         for problem in from_first(lambda: restore_quarantine(self.output, samples)):
             if self.journal:
                 self.journal.warn_once(problem, problem)
@@ -153,6 +165,7 @@ class Training:
         """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
         if self.stopped():  # while all this was built: nothing is new, so nothing is saved
+            self.say_stopped("by a signal")
             return EXIT_PREEMPTED
         clock = Clock(self.config.optim.global_batch)
         saved = self.step
@@ -168,6 +181,7 @@ class Training:
                 self.log(output, clock)
             if self.stopped():
                 self.save()
+                self.say_stopped("by a signal")
                 return EXIT_PREEMPTED
             if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                 self.save()
@@ -176,6 +190,8 @@ class Training:
             self.save()
         if self.step == self.steps:
             self.export()
+        else:
+            self.say_stopped("by run.stop_after")
         return 0
 
     def advance(self, batch: Batch) -> LossOutput:
@@ -297,6 +313,11 @@ class Training:
         flag = torch.tensor([self.stop_signal])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
+
+    def say_stopped(self, why: str) -> None:
+        """That there is more to do, all done so far being saved."""
+        if self.journal:
+            self.journal.say(f"stopped    {why} at step {self.step} of {self.steps}; go on with --resume")
 
     def close(self) -> None:
         """Release files; the process may end."""

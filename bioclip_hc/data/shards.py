@@ -512,7 +512,8 @@ class ShardSet:
         self._start = np.cumsum([0] + [len(index.keys) for index in indexes])
         if not len(self):
             reason = f"; the first of {len(self.bad)} reasons: {self.bad[0].reason}" if self.bad else ""
-            raise ValueError(f"no usable sample in {len(self.paths)} shards ({self.paths[0]}, ...){reason}")
+            others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+            raise ValueError(f"no usable sample in {self.paths[0]}{others}{reason}")
         # encoded, for millions of str objects would cost a gigabyte in every forked worker
         self._keys = [np.array([key.encode("utf-8", "surrogatepass") for key in index.keys]) for index in indexes]
         self._offset = np.array([offset for index in indexes for offset in index.offset], dtype=np.int64)
