@@ -117,6 +117,8 @@ def test_what_stands_in_the_way_of_writing_is_said(tmp_path):
     (tmp_path / "notes.txt").touch()
     (others,) = dry_run.problems(tmp_path, tmp_path, 1, 2)
     assert others == f"{tmp_path} holds other files; give run.output a new or empty folder"
+    (file,) = dry_run.problems(tmp_path / "notes.txt", tmp_path, 1, 2)
+    assert file == f"{tmp_path / 'notes.txt'} is a file; give run.output a folder"
     (full,) = dry_run.problems(tmp_path / "new", tmp_path, 2 << 30, 1 << 30)
     assert full == f"{tmp_path} has 1.0 GiB for 2.0 GiB; make room, or lower run.keep"
 

@@ -366,6 +366,15 @@ def test_a_broken_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     ]
 
 
+def test_damage_is_never_past_the_end_of_the_file(tmp_path):
+    (path,) = write_shards([sample(i) for i in range(6)], tmp_path)
+    total = shard_index(path).offset[3] + 1  # in the middle of a picture
+    os.truncate(path, total)
+    assert any(
+        reason.startswith(f"damaged tar after byte {total} of {total}: ") for _, reason in build_index(path).bad
+    )
+
+
 @pytest.mark.parametrize("data", [b"", b"x", b"\0" * 100, b"<html>" * 1000, b"\x1f\x8b" + b"\0" * 5000])
 def test_a_file_that_is_no_tar_is_damage(tmp_path, data):
     path = tmp_path / "s.tar"

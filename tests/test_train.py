@@ -431,7 +431,8 @@ def test_what_the_index_finds_is_recorded_apart(setup, tmp_path):
     """A few broken records among many are no reason to stop, though at first nothing else has been seen."""
     folder = cut_shards(tmp_path)
     output = tmp_path / "run"
-    finish(setup, output, "--data.train", str(folder), "--optim.epochs", "0.25")
+    said = finish(setup, output, "--data.train", str(folder), "--optim.epochs", "0.25")
+    assert "(quarantine-index.jsonl); 1 damaged shard read up to the damage only; the first: " in said
     records = [json.loads(line) for line in (output / "quarantine-index.jsonl").read_text().splitlines()]
     assert {r["shard"] for r in records} == {str(folder / "shard-000001.tar")}
     assert any(r["reason"].startswith("damaged tar after byte") for r in records)
@@ -549,6 +550,8 @@ def test_an_output_folder_with_other_files_is_left_alone(setup, tmp_path):
     assert_one_line(printed, ["holds other files; give run.output a new or empty folder"])
     assert contents(tmp_path / "run") == {(p := next(iter(contents(tmp_path / "run")))): b"mine"}
     assert str(p) == "thesis.tex"
+    (tmp_path / "file").touch()
+    assert_one_line(finish(setup, tmp_path / "file", code=2), ["file is a file; give run.output a folder"])
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(setup, whole, dropout):

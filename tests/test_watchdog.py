@@ -194,6 +194,13 @@ def test_time_in_which_the_observer_did_not_run_does_not_count(monkeypatch):
 PROCESS = Identity(3, "gpu04", 77, 1, "boot")
 
 
+def test_an_error_without_words_is_its_name():
+    watch = Watch(0)
+    with pytest.raises(KeyboardInterrupt), watch:
+        raise KeyboardInterrupt
+    assert watch._last_word.message.endswith("ended by an error at step 0, starting: KeyboardInterrupt")
+
+
 def test_what_is_wrong_with_a_peer():
     peer = Peer(PROCESS)
     peer.heard = 10.0

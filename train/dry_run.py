@@ -127,7 +127,8 @@ def lines(run: Training, measured: Measured, output: Path) -> list[str]:
         f"dry run    two steps on {counted(run.world_size, 'process', 'es')}; nothing was written to {output}",
         f"measured   {measured.step:.2f} s a step; the first batch after {measured.first_batch:.2f} s, one every "
         f"{measured.batch:.2f} s from then on ({counted(workers, 'worker')} a process)",
-        f"measured   at most {gpu}{size(measured.host)} of memory a process, {size(measured.workers)} its workers",
+        f"measured   at most {gpu}{size(measured.host)} of memory a process"
+        f"{f', {size(measured.workers)} its workers' if workers else ''}",
         f"estimated  {duration(seconds)} from step to step, {waiting:.0%} of it waiting for data; "
         f"{duration(seconds * run.batches.plan.steps_per_epoch)} an epoch, {duration(seconds * run.steps)} for all "
         f"{run.steps:,} steps",
@@ -143,6 +144,8 @@ def problems(output: Path, where: Path, needed: int, free: int) -> list[str]:
     found = []
     if (output / "config.json").is_file():
         found.append(f"{output} holds a run; --resume continues it, or give run.output another folder")
+    elif output.exists() and not output.is_dir():
+        found.append(f"{output} is a file; give run.output a folder")
     elif output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
         found.append(f"{output} holds other files; give run.output a new or empty folder")
     if not os.access(where, os.W_OK):

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.samplers import supervise, unique_texts
+from bioclip_hc.data.shards import BadSample
 from bioclip_hc.kernels.backends import BACKENDS, why_not
 from bioclip_hc.model import HierarchicalCLIP
 
@@ -260,6 +262,20 @@ def warnings(facts: dict[str, Any]) -> list[str]:
                 )
                 break
     return found
+
+
+def unusable(bad: Sequence[BadSample]) -> str:
+    """A sentence on what the shards hold that training will never meet; "" where there is nothing."""
+    if not bad:
+        return ""
+    cut = [sample for sample in bad if not sample.key]
+    first = (cut or bad)[0]
+    lost = f"{counted(len(cut), 'damaged shard')} read up to the damage only; " if cut else ""
+    where = f"{first.shard}, {first.key!r}" if first.key else first.shard
+    return (
+        f"{counted(len(bad), 'unusable place')} in the shards (quarantine-index.jsonl); {lost}the first: {where}: "
+        f"{first.reason}"
+    )
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:

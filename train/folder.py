@@ -48,6 +48,8 @@ def claimed(output: Path, config: Config, resume: bool) -> Iterator[tuple[Path |
 
 
 def _refuse_other_files(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give run.output a folder")
     if (output / "config.json").is_file() or not output.is_dir():
         return
     if any(not path.name.startswith(".") for path in output.iterdir()):

@@ -138,6 +138,8 @@ class Training:
                 self.journal.say(line)
             for problem in environment.warnings(facts):
                 self.journal.warn_once(problem, problem)
+            if unusable := environment.unusable(self.batches.shards.bad):
+                self.journal.warn_once("unusable", unusable)
             if unresolved := self.batches.shards.unresolved(self.batches.taxonomy):
                 self.journal.warn_once("unresolved", unresolved)
             for problem in skipped:

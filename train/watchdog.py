@@ -291,7 +291,7 @@ class Watch:
         if error is None:
             self._last_word = True
         else:
-            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+            reason = f"{type(error).__name__}: {error}".strip(": \n").split("\n")[0]
             self._in_doubt = type(error) is RuntimeError or isinstance(error, CONSEQUENCES)
             self._last_word = End(
                 f"{self._own} ended by an error {self._place}: {reason}", self._own.world_rank, EXIT_ERROR

@@ -318,7 +318,7 @@ def _scan(path: Path) -> tuple[list[_Member], str]:
         except OSError:  # a failing disk is not a damaged shard
             raise
         except Exception as error:  # on forged headers tarfile raises anything, from ValueError to RecursionError
-            return members, f"damaged tar after byte {end} of {total}: {error}"
+            return members, f"damaged tar after byte {min(end, total)} of {total}: {error}"
         file.seek(end)
         # tarfile takes a broken header in mid-archive for the end; the true end is a block of zeros
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
