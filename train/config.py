@@ -109,9 +109,7 @@ class Run:
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What waits in the host's memory: the optimizer's states (its step is made there), or the parameters too."""
     micro_batch: int = 0
-    """Images, and packed sequences of texts, that a process encodes at a time: bounds the memory of a batch of any
-    size at a third more time, with the same gradient (but BatchNorm then normalises each micro-batch by itself).
-    0: the whole batch at once."""
+    """Images, and packed texts, that a process encodes at a time (docs/cached_batch.md); 0: the whole batch."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or a gradient is not finite: end the run, or leave out the step."""
     threads: int = 0

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 train/train.py CONFIG.toml ...                one machine
     srun python train/train.py CONFIG.toml ...                                the tasks of a Slurm job
     deepspeed --hostfile hosts train/train.py CONFIG.toml ...                 several machines
-    any of these with --dry-run: two steps, memory, time and disk of the run; nothing is written
+    any of these with --dry-run: two steps; memory, time and disk of the run; run.output is left alone
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
 SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on. Ctrl-C ends at
