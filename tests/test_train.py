@@ -17,6 +17,7 @@ from small_run import (
     arguments,
     environment,
     finish,
+    finish_together,
     start,
     wait_for_step,
     write_pictures,
@@ -211,6 +212,7 @@ def signal_while_building():
 def test_a_signal_before_the_first_step_exits_143_too(setup, dropout, whole, tmp_path):
     output, early = tmp_path / "run", {"BEFORE_TRAINING": "test_train:signal_while_building"}
     finish(setup, output, *dropout, code=143, **early)
+    finish_together(setup, tmp_path / "two", 2, *dropout, code=143, **early)
     finish(setup, output, *dropout, "--resume", "--run.stop-after", "5")
     finish(setup, output, *dropout, "--resume", code=143, **early)
     finish(setup, output, *dropout, "--resume")

@@ -91,6 +91,11 @@ def train(config: Config, resume: bool, through: Callable[[Training], int]) -> i
             run.close()
 
 
+def leave(number: int, frame: Any) -> None:
+    """Heed a signal at once."""
+    sys.exit(EXIT_PREEMPTED)
+
+
 class Training:
     """Everything one process holds during a run."""
 
@@ -103,9 +108,7 @@ class Training:
         self.output = Path(config.run.output)
         self.stop_signal = 0
         for kind in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(
-                kind, self.heed
-            )  # from here on, for building a model and reading an index take their time
+            signal.signal(kind, leave)  # nothing is there to save yet, and building it all may take minutes
         local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
         seed_everything(config.run.seed)
         self.model = build_model(config)
@@ -166,9 +169,8 @@ class Training:
     def go(self) -> int:
         """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
-        if self.stopped():  # while all this was built: nothing is new, so nothing is saved
-            self.say_stopped("by a signal")
-            return EXIT_PREEMPTED
+        for kind in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(kind, self.heed)
         clock = Clock(self.config.optim.global_batch)
         saved = self.step
         self.stream = self.batches.load(self.step, stop, self.config.data.workers)
