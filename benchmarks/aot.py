@@ -219,7 +219,7 @@ def _infonce(
     )  # fmt: skip
     scale, curv = torch.tensor(10.0), torch.tensor(1.0)
     nll_image, nll_text, *lse = triton_infonce.forward(image, text, scale, curv, o, config)
-    triton_infonce.backward(image, text, scale, curv, o, *lse, nll_image, nll_text, config)
+    triton_infonce.backward(image, text, scale, curv, o, *lse, nll_image, nll_text, nll_text, config)
 
 
 def map_cases() -> Iterator[Case]:

@@ -167,15 +167,11 @@ class Processes:
     get_world_size = staticmethod(lambda group: 4)
     get_rank = staticmethod(lambda group: 0)
 
-    def all_gather(self, pieces, x, group):
-        self.moved.append(("gather", 0))  # a number of each process
-        for piece in pieces:
-            piece.copy_(x)
-
     def all_gather_into_tensor(self, out, x, group):
-        self.moved.append(("gather", out.nbytes))
+        sizes = x.ndim == 1  # a number of each process: its time is that of a message, whatever it holds
+        self.moved.append(("gather", 0 if sizes else out.nbytes))
         for process, part in enumerate(out.chunk(4)):
-            part.copy_(x if x.is_floating_point() else x + 100 * process * torch.tensor([0, 1]))
+            part.copy_(x if sizes or x.is_floating_point() else x + 100 * process * torch.tensor([0, 1]))
 
     def all_reduce(self, x, op=None, group=None):
         self.moved.append(("all_reduce", x.nbytes))
