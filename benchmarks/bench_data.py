@@ -25,13 +25,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import recording
 import torch
-from memory import peak_beyond_results
+from memory import peak_beyond_results, proportional_kib
 from readers import READERS, Photographs, check_whole, visit, write_photographs
 
 IMAGES = int(os.environ.get("BENCH_DATA_IMAGES", "2048"))
@@ -115,12 +114,3 @@ def peak_with_workers(call: Callable[[], object]) -> float:
 def held() -> int:
     """KiB of this process and its workers."""
     return sum(proportional_kib(pid) for pid in [os.getpid(), *(c.pid for c in multiprocessing.active_children())])
-
-
-def proportional_kib(pid: int) -> int:
-    """Proportional set size of a process; 0 if it has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "train")]
 
 from documents import table, update  # noqa: E402
+from memory import proportional_kib  # noqa: E402
 
 from bioclip_hc.data.synthetic import write_tree_of_life  # noqa: E402
 
@@ -78,11 +79,7 @@ def memory_of_tree(pid: int) -> int:
     while todo:
         own = todo.pop()
         todo += children.get(own, [])
-        try:
-            lines = Path(f"/proc/{own}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        total += 1024 * proportional_kib(own)
     return total
 
 

@@ -31,6 +31,15 @@ def available_gib() -> float:
     return _kib("MemAvailable", "/proc/meminfo") / 2**20
 
 
+def proportional_kib(pid: int) -> int:
+    """Proportional set size of a process, in which a page that n share counts 1/n; 0 if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
 def _kib(field: str, path: str = "/proc/self/status") -> int:
     for line in Path(path).read_text().splitlines():
         if line.startswith(f"{field}:"):

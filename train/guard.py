@@ -36,16 +36,19 @@ class Guard:
 
     def look(self, name: str, value: Tensor) -> None:
         """Look at one of BEFORE_GRADIENTS."""
-        self._look_at(self._names.index(name), value.detach())
+        self._note(self._names.index(name), value.detach().isfinite())
 
     def positive(self, name: str, value: Tensor) -> Tensor:
         """A scalar that must be a positive number; 1 stands in where it is none, for the loss refuses that."""
         fine = value.isfinite() & (value > 0)
-        self._bad[self._names.index(name)].logical_or_(~fine.all())
+        self._note(self._names.index(name), fine)
         return torch.where(fine, value, 1.0)
 
-    def _look_at(self, i: int, value: Tensor) -> None:
-        self._bad[i].logical_or_(~value.isfinite().all())
+    def _look_at(self, i: int, gradient: Tensor) -> None:
+        self._note(i, gradient.isfinite())
+
+    def _note(self, i: int, fine: Tensor) -> None:
+        self._bad[i].logical_or_(~fine.all())
 
     def verdict(self) -> dict[int, list[str]]:
         """What was not finite, by process; empty where all was. All processes call it, and the host waits once."""
@@ -77,16 +80,18 @@ def discard_gradients(engine: Any, zero_stage: int) -> None:
         optimizer.reset_cpu_buffers()
 
 
-def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
-    """The layers that keep statistics of what passes through them."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+def batch_norms(model: torch.nn.Module) -> dict[str, _BatchNorm]:
+    """The layers that keep statistics of what passes through them, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
 class Statistics:
     """The running statistics of a model as they were when this was made."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._kept = [(buffer, buffer.clone()) for module in batch_norms(model) for buffer in module.buffers()]
+        self._kept = [
+            (buffer, buffer.clone()) for module in batch_norms(model).values() for buffer in module.buffers()
+        ]
 
     def restore(self) -> None:
         for buffer, value in self._kept:
@@ -96,7 +101,7 @@ class Statistics:
 @contextmanager
 def still_statistics(model: torch.nn.Module) -> Iterator[None]:
     """Inside, batches pass through without moving the running statistics."""
-    moved = [module for module in batch_norms(model) if module.track_running_stats]
+    moved = [module for module in batch_norms(model).values() if module.track_running_stats]
     for module in moved:
         module.track_running_stats = False
     try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.samplers import BatchPlan
@@ -16,6 +14,7 @@ from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
 from bioclip_hc.taxonomy import Taxonomy
 
 from config import Config
+from guard import batch_norms
 
 
 def build_model(config: Config) -> HierarchicalCLIP:
@@ -29,8 +28,7 @@ def build_model(config: Config) -> HierarchicalCLIP:
         learnable_curv=m.learnable_curv,
         logit_scale=m.logit_scale or None,
     )
-    kind = torch.nn.modules.batchnorm._BatchNorm
-    norms = [name for name, module in model.named_modules() if isinstance(module, kind)]
+    norms = list(batch_norms(model))
     if norms and config.run.precision != "fp32":
         raise ValueError(
             f"run.precision = {config.run.precision!r} does not work with BatchNorm, which {m.architecture} has "

@@ -91,6 +91,12 @@ def train(config: Config, resume: bool, through: Callable[[Training], int]) -> i
             run.close()
 
 
+def on_signals(handler: Callable[[int, Any], None]) -> None:
+    """What to do from now on when a scheduler asks this process to stop."""
+    for kind in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(kind, handler)
+
+
 def leave(number: int, frame: Any) -> None:
     """Heed a signal at once."""
     sys.exit(EXIT_PREEMPTED)
@@ -107,8 +113,7 @@ class Training:
         )
         self.output = Path(config.run.output)
         self.stop_signal = 0
-        for kind in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(kind, leave)  # nothing is there to save yet, and building it all may take minutes
+        on_signals(leave)  # nothing is there to save yet, and building it all may take minutes
         local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
         seed_everything(config.run.seed)
         self.model = build_model(config)
@@ -169,8 +174,7 @@ class Training:
     def go(self) -> int:
         """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
-        for kind in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(kind, self.heed)
+        on_signals(self.heed)
         clock = Clock(self.config.optim.global_batch)
         saved = self.step
         self.stream = self.batches.load(self.step, stop, self.config.data.workers)
