@@ -25,12 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import DatasetFolder
 
 from bioclip_hc.data.build import photos_from_csv
+from bioclip_hc.data.captions import CAPTION, parse_taxon_tag
 from bioclip_hc.data.decode import build_transform, decode_image
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import BatchPlan, epoch_order
-from bioclip_hc.data.shards import CAPTION, Sample, ShardSet, parse_taxon_tag, write_shards
+from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.synthetic import evolve, photograph
 from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.data.writer import write_shards
 from bioclip_hc.model import get_tokenizer
 from bioclip_hc.taxonomy import Lineage
 

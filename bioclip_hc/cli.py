@@ -240,7 +240,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     from bioclip_hc.data import build
-    from bioclip_hc.data.shards import write_shards
+    from bioclip_hc.data.writer import write_shards
 
     if not 0 <= options.holdout < 1:
         raise ValueError(f"--holdout is a share in [0, 1), got {options.holdout}")

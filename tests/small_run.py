@@ -71,7 +71,8 @@ def picture(seed: int, size: tuple[int, int] = (40, 36)) -> bytes:
 
 def write_pictures(folder: Path, count: int = 48, broken: range = range(0)) -> Path:
     """Shards of pictures, taxa in turn; those of `broken` begin as JPEG and end too soon."""
-    from bioclip_hc.data.shards import Sample, write_shards
+    from bioclip_hc.data.sample import Sample
+    from bioclip_hc.data.writer import write_shards
 
     images = (picture(i)[: 60 if i in broken else None] for i in range(count))
     samples = (Sample(f"photo{i:04d}", image, LINEAGES[i % len(LINEAGES)]) for i, image in enumerate(images))

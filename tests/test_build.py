@@ -21,7 +21,8 @@ from bioclip_hc.data.build import (
     samples_from_folders,
     split_by_individual,
 )
-from bioclip_hc.data.shards import ShardSet, write_shards
+from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.data.writer import write_shards
 from bioclip_hc.taxonomy import RANKS
 
 WOLF = ("Animalia", "Chordata", "Mammalia", "Carnivora", "Canidae", "Canis", "lupus")

@@ -16,10 +16,12 @@ from PIL import Image
 
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
+from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import BatchPlan
-from bioclip_hc.data.shards import Sample, ShardSet, write_shards
+from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.data.workers import IDLE
+from bioclip_hc.data.writer import write_shards
 from bioclip_hc.distributed import share_of_texts
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.samplers import supervise, unique_texts
-from bioclip_hc.data.shards import BadSample
 from bioclip_hc.kernels.backends import BACKENDS, why_not
 from bioclip_hc.model import HierarchicalCLIP
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bioclip_hc.data.loader import TrainingBatches
-from bioclip_hc.data.shards import BadSample, Quarantine
+from bioclip_hc.data.quarantine import BadSample, Quarantine
 from bioclip_hc.model import HierarchicalCLIP
 
 import checkpoint

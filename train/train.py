@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 
 from bioclip_hc.data.loader import Batch
+from bioclip_hc.data.quarantine import Quarantine, TooManyBadSamples
 from bioclip_hc.data.samplers import local_slice, order_digest
-from bioclip_hc.data.shards import Quarantine, TooManyBadSamples
 from bioclip_hc.losses import LossOutput
 from bioclip_hc.taxonomy import RANKS
 

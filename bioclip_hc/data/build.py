@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from bioclip_hc.data.captions import format_taxon_tag
 from bioclip_hc.data.decode import DecodeError, decode_image
-from bioclip_hc.data.shards import PathLike, Sample, format_taxon_tag
+from bioclip_hc.data.sample import PathLike, Sample
 from bioclip_hc.taxonomy import ALIASES, RANKS, Lineage, as_lineage
 
 logger = logging.getLogger(__name__)

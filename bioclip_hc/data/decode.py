@@ -18,7 +18,7 @@ import torch
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bioclip_hc.data.shards import MAX_IMAGE_BYTES
+from bioclip_hc.data.sample import MAX_IMAGE_BYTES
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

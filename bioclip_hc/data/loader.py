@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bioclip_hc.data.decode import DecodeError, augment, decode_image
+from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
-from bioclip_hc.data.shards import BadSample, ShardSet
+from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens
 from bioclip_hc.data.workers import Workers
 from bioclip_hc.distributed import share_of_texts

@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bioclip_hc.data import creatures
 from bioclip_hc.data.body_plans import PLANS_OF_KINGDOM
 from bioclip_hc.data.nomenclature import KINGDOMS, common_names, name_taxa
-from bioclip_hc.data.shards import Sample, write_shards
+from bioclip_hc.data.sample import Sample
+from bioclip_hc.data.writer import write_shards
 from bioclip_hc.taxonomy import RANKS, Lineage
 
 FORMAT_VERSION = 1  # raise it when the same parameters would give other pictures or names

@@ -13,9 +13,11 @@ from small_run import LINEAGES, picture
 
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import BatchPlan
-from bioclip_hc.data.shards import Sample, ShardSet, write_shards
+from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
+from bioclip_hc.data.writer import write_shards
 from faults.lab import STEPS, Case, Lane, Outcome, Skip, World, need
 
 from journal import read_log

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from small_run import LINEAGES, picture
 
-from bioclip_hc.data.shards import Sample, write_shards
+from bioclip_hc.data.sample import Sample
+from bioclip_hc.data.writer import write_shards
 from faults.lab import LONG, Case, Lane, Outcome, World, finish, last_step, need, need_equal, poll
 
 NAME = "silence"

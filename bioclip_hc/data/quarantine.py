@@ -1,0 +1,72 @@
+"""The record of what a run was given and could not use."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from bioclip_hc.data.sample import PathLike
+
+
+class BadSample(NamedTuple):
+    """What a shard holds and training cannot use; the key is "" for damage of the shard itself."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+class TooManyBadSamples(RuntimeError):
+    """So much of the data is unusable that going on would hide it."""
+
+
+class Quarantine:
+    """The record of samples that training met and could not use.
+
+    One JSON object a line, {"shard", "key", "reason"}, appended in a single write, so that processes can share the
+    file. Counts are this process's own.
+
+    Args:
+        path: the JSONL file, or None to count only.
+        limit: the largest share of samples that may be quarantined, judged from the 100th sample on.
+    """
+
+    ENOUGH = 100  # samples before a share means anything
+
+    def __init__(self, path: PathLike | None = None, limit: float = 0.1) -> None:
+        self.path = None if path is None else Path(path)
+        self.limit = limit
+        self.used = 0
+        self.quarantined = 0
+
+    @property
+    def seen(self) -> int:
+        """Samples used and quarantined."""
+        return self.used + self.quarantined
+
+    def use(self, count: int = 1) -> None:
+        """Count samples that were used."""
+        self.used += count
+
+    def record(self, shard: PathLike, key: str, reason: str) -> None:
+        """Count and write down a sample that was not.
+
+        Raises:
+            TooManyBadSamples: more than the limit were quarantined.
+        """
+        self.quarantined += 1
+        if self.path is not None:
+            line = json.dumps({"shard": os.fspath(shard), "key": key, "reason": reason}) + "\n"
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        if self.seen >= self.ENOUGH and self.quarantined > self.limit * self.seen:
+            where = f"; see {self.path}" if self.path else ""
+            raise TooManyBadSamples(
+                f"{self.quarantined} of {self.seen} samples were quarantined, more than the limit of "
+                f"{self.limit:.0%}; the last: {os.fspath(shard)}, {key!r}: {reason}{where}"
+            )

@@ -1,0 +1,50 @@
+"""Which shards a list, a folder, a glob or a range means."""
+
+import pytest
+from shards_by_hand import robin, sample, write_tar
+
+from bioclip_hc.data.sources import expand_shards
+from bioclip_hc.data.writer import write_shards
+
+
+def test_shards_are_named_by_folder_file_glob_range_or_list(tmp_path):
+    paths = write_shards([sample(i) for i in range(12)], tmp_path, samples_per_shard=1)
+    folder = str(tmp_path)
+    assert expand_shards(folder) == expand_shards(tmp_path) == paths
+    assert expand_shards(paths[3]) == paths[3:4]
+    assert expand_shards(f"{folder}/shard-00000[0-3].tar") == paths[:4]
+    assert expand_shards(f"{folder}/shard-{{000008..000011}}.tar") == paths[8:]
+    assert expand_shards([paths[5], f"{folder}/./shard-000005.tar", f"{folder}/*0.tar"]) == [
+        paths[0],
+        paths[5],
+        paths[10],
+    ]
+
+
+def test_a_literal_name_wins_over_a_pattern(tmp_path):
+    path = write_tar(tmp_path / "a{1..2}[x].tar", robin("a"))
+    assert expand_shards(str(path)) == [path]
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ([], ValueError, "no shards given"),
+        ("", ValueError, "path is empty"),
+        ("pipe:cat /etc/passwd", ValueError, "pipe:cat.*only local files"),
+        (["https://example.org/a.tar"], ValueError, "only local files"),
+        ("s3://bucket/a.tar", ValueError, "only local files"),
+        ("{folder}", FileNotFoundError, r"no \*\.tar in this folder"),
+        ("{folder}/none.tar", FileNotFoundError, "there is no"),
+        ("{folder}/*.tar", FileNotFoundError, "there is no"),
+        ("{folder}/{{3..9}}.tar", FileNotFoundError, r"there is no '.*/3\.tar'"),
+        ("{folder}/{{0..999999999}}.tar", ValueError, "more than 1000000 shards"),
+        ("{folder}/{{0..9999}}-{{0..9999}}.tar", ValueError, "more than 1000000 shards"),
+        ("{folder}/{{0..3.tar", ValueError, "unbalanced braces"),
+    ],
+)
+def test_missing_shards_are_named(tmp_path, spec, error, message):
+    if isinstance(spec, str):
+        spec = spec.format(folder=tmp_path)
+    with pytest.raises(error, match=message):
+        expand_shards(spec)
