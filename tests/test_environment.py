@@ -98,6 +98,12 @@ def test_the_report_says_what_the_run_is(setup, tmp_path):
         assert line in printed.splitlines()
 
 
+def test_what_becomes_of_the_remainder_is_said():
+    assert environment.rest(0, "drop") == environment.rest(0, "pad") == ""
+    assert environment.rest(1, "drop") == ", which leaves out 1 sample"
+    assert environment.rest(1200, "pad") == ", which ends with a batch of 1,200"
+
+
 def test_the_published_recipe_on_a_gpu():
     config = Config(Data(workers=12), optim=Optim(), run=Run(precision="fp16", zero_stage=1))
     P = 150_000_000

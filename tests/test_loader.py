@@ -17,7 +17,7 @@ from PIL import Image
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
 from bioclip_hc.data.sample import Sample
-from bioclip_hc.data.samplers import BatchPlan
+from bioclip_hc.data.samplers import EMPTY, BatchPlan
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.data.workers import IDLE
@@ -63,13 +63,13 @@ def tokenizer(texts):
 def batches(shards, tree):
     """batches(**options): TrainingBatches with random crops."""
 
-    def build(global_batch=G, seed=3, **options):
+    def build(global_batch=G, seed=3, remainder="drop", **options):
         return TrainingBatches(
             shards,
             tree,
             TaxonTokens(tree, TextForm("{}"), tokenizer),
             build_transform(PREPROCESS, train=True),
-            BatchPlan(N, global_batch, seed),
+            BatchPlan(N, global_batch, seed, remainder),
             **options,
         )
 
@@ -107,6 +107,27 @@ def test_the_world_size_is_invisible(batches, mode, size):
     together = [batches(mode=mode, world_rank=rank, world_size=size) for rank in range(size)]
     for step in STEPS:
         assert_equal(joined([part[step] for part in together]), joined([alone[step]]))
+
+
+@pytest.mark.parametrize("mode", ["all", "balanced", "uniform", "deepest"])
+@pytest.mark.parametrize(("global_batch", "held"), [(16, [4, 2, 0, 0]), (24, [6, 6, 6, 4])])
+def test_a_padded_epoch_has_every_sample_once_and_empty_places_teach_nothing(batches, mode, global_batch, held):
+    """One process, two, or four, which hold so many samples of the last batch."""
+    options = {"mode": mode, "global_batch": global_batch, "remainder": "pad"}
+    alone = batches(**options)
+    epoch = [alone[step] for step in range(alone.plan.steps_per_epoch)]
+    assert sorted(i for batch in epoch for i in batch.indices.tolist() if i != EMPTY) == list(range(N))
+    assert sum(batch.samples for batch in epoch) == N
+    assert sum(len(batch.bad) for batch in epoch) == 1
+    empty = epoch[-1].indices == EMPTY
+    assert (epoch[-1].image_taxa[empty] == -1).all()
+    assert not epoch[-1].images[empty].any()
+    for size in (2, 4):
+        processes = [batches(world_rank=rank, world_size=size, **options) for rank in range(size)]
+        parts = [[process[step] for process in processes] for step in range(len(epoch))]
+        for one, together in zip(epoch, parts, strict=True):
+            assert_equal(joined(together), joined([one]))
+    assert [part.samples for part in parts[-1]] == held
 
 
 @pytest.mark.parametrize("workers", [1, 2])

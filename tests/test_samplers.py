@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bioclip_hc.data.samplers import (
+    EMPTY,
     BatchPlan,
     epoch_order,
     local_slice,
+    order_digest,
     sample_seed,
     supervise,
     unique_texts,
@@ -83,6 +85,40 @@ def test_an_epoch_repeats_no_sample_and_misses_less_than_a_batch(n, batch, seed)
         visited = np.concatenate([plan.indices(step) for step in steps])
         assert {plan.epoch(step) for step in steps} == {epoch}
         assert len(set(visited.tolist())) == len(visited) == n - n % batch
+
+
+@given(st.integers(1, 60), st.integers(1, 60), seeds)
+def test_a_padded_epoch_visits_every_sample_once_in_the_same_order(n, batch, seed):
+    """Also one that does not fill a single batch; what is not dropped stands last, before the empty places."""
+    plan = BatchPlan(n, batch, seed, "pad")
+    assert plan.steps_per_epoch == -(-n // batch)
+    for epoch in range(2):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        visited = np.concatenate([plan.indices(step) for step in steps])
+        assert {len(plan.indices(step)) for step in steps} == {batch}
+        assert np.array_equal(visited[:n], epoch_order(n, seed, epoch))
+        assert (visited[n:] == EMPTY).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 30), st.sampled_from(["drop", "pad"]))
+def test_samples_are_counted_as_they_are_taken(n, batch, steps, remainder):
+    if n < batch and remainder == "drop":
+        return
+    plan = BatchPlan(n, batch, 0, remainder)
+    taken = [index for step in range(steps) for index in plan.indices(step).tolist() if index != EMPTY]
+    assert plan.samples(steps) == len(taken)
+
+
+def test_a_remainder_that_does_not_exist():
+    with pytest.raises(ValueError, match="remainder must be 'drop' or 'pad', got 'keep'"):
+        BatchPlan(10, 4, 0, "keep")  # type: ignore[arg-type]
+
+
+def test_empty_places_leave_no_trace_in_the_digest():
+    held = np.array([4, 2, 7])
+    assert order_digest(5, np.array([4, 2, 7, EMPTY, EMPTY])) == order_digest(5, held)
+    assert order_digest(5, np.array([4, EMPTY, 2, 7])) != order_digest(5, held)
+    assert order_digest(5, np.array([EMPTY, EMPTY])) == 0
 
 
 @given(st.integers(24, 100), seeds, st.integers(0, 200))

@@ -410,6 +410,46 @@ def test_broken_images_are_set_aside_and_counted(setup, tmp_path):
     assert json.loads((output / "model" / "hyperbolic.json").read_text())["metadata"]["samples_quarantined"] == 9
 
 
+@pytest.mark.parametrize("loss", ["level", "level, per process", "clip"])
+def test_a_padded_epoch_trains_on_every_sample_and_counts_it_once(setup, tmp_path, loss):
+    """48 pictures, two of them broken, in batches of 40: of the last one a second process holds no sample."""
+    write_pictures(tmp_path / "shards", broken=range(7, 9))
+    more = ["--data.train", str(tmp_path / "shards"), "--data.remainder", "pad", "--optim.global-batch", "40"]
+    if loss == "clip":
+        more += ["--loss.name", "clip", "--model.geometry", "euclidean", "--data.sampler", "balanced"]
+    elif loss == "level, per process":
+        more += ["--loss.per-process"]
+    printed = finish(setup, tmp_path / "one", *more)
+    assert "6 steps, 2 an epoch, which ends with a batch of 8; 48 samples" in printed
+    if loss == "level":
+        more += ["--run.micro-batch", "9"]
+    finish_together(setup, tmp_path / "two", 2, *more, "--data.workers", "1")
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    for log in logs:
+        assert [r["used"] + r["quarantined"] for r in log] == [40, 48, 88, 96, 136, 144]
+        assert log[-1]["quarantined"] == 6
+        assert log[1]["eta"] > 0 == log[-1]["eta"]
+        assert all(math.isfinite(r["loss"]) for r in log)
+    assert [r["order"] for r in logs[0]] == [r["order"] for r in logs[1]]
+    if loss != "level, per process":  # whose log has the loss of the first process' images
+        assert [r["loss"] for r in logs[1]] == pytest.approx([r["loss"] for r in logs[0]], abs=1e-4)
+        one, two = (load_file(tmp_path / name / "model" / "open_clip_model.safetensors") for name in ("one", "two"))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3, msg=name)
+
+
+def test_a_run_of_fewer_samples_than_a_batch(setup, tmp_path):
+    """Refused where the remainder is dropped, with what else can be done; padded, a step is an epoch."""
+    more = ("--optim.global-batch", "64")
+    printed = finish(setup, tmp_path / "run", *more, code=2)
+    assert_one_line(printed, ["48 samples do not fill one global batch of 64", "(data.remainder = 'pad')"])
+    more += ("--data.remainder", "pad")
+    assert "nothing was written" in finish(setup, tmp_path / "run", *more, "--dry-run")
+    finish(setup, tmp_path / "run", *more, "--run.stop-after", "2")
+    finish(setup, tmp_path / "run", *more, "--resume")
+    assert [r["used"] for r in read_log(tmp_path / "run" / "log.jsonl")] == [48, 96, 144]
+
+
 def test_too_many_broken_images_stop_the_run(setup, tmp_path):
     write_pictures(tmp_path / "shards", broken=range(10))
     output = tmp_path / "run"

@@ -36,6 +36,9 @@ class Data:
     """All names from the kingdom down, or the taxon's alone."""
     workers: int = 4
     """Loader processes per training process."""
+    remainder: Literal["drop", "pad"] = "drop"
+    """The (samples mod optim.global_batch) at the end of each epoch's own random order: left out, other ones each
+    time; or in a last batch of their own, filled up with empty places, which supervise nothing."""
     quarantine_limit: float = 0.1
     """Share of unreadable samples above which training stops."""
     augmentation: dict[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.quarantine import BadSample
-from bioclip_hc.data.samplers import supervise, unique_texts
+from bioclip_hc.data.samplers import EMPTY, supervise, unique_texts
 from bioclip_hc.kernels.backends import BACKENDS, why_not
 from bioclip_hc.model import HierarchicalCLIP
 
@@ -62,6 +62,7 @@ def report(
         "steps": steps,
         "steps_per_epoch": plan.steps_per_epoch,
         "samples": plan.n,
+        "remainder": {"samples": plan.n % plan.global_batch, "fate": plan.remainder},
         "unusable": len(batches.shards.bad),
         "taxa": batches.taxonomy.size,
         "precision": config.run.precision,
@@ -119,7 +120,8 @@ def texts_a_step(batches: TrainingBatches) -> int:
     plan, counts = batches.plan, []
     draw = np.random.default_rng(plan.seed)
     for step in range(LOOK_AT):
-        indices = draw.choice(plan.n, plan.global_batch, replace=False, shuffle=False)
+        drawn = draw.choice(plan.n, min(plan.n, plan.global_batch), replace=False, shuffle=False)
+        indices = np.pad(drawn, (0, plan.global_batch - len(drawn)), constant_values=EMPTY)
         taxa = supervise(batches.taxa_of(indices), batches.mode, plan.seed, step)
         counts.append(len(unique_texts(taxa)[0]))
     return round(float(np.mean(counts)))
@@ -217,7 +219,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"kernels    {facts['backend']}{f' (not {best}: {why_not_best})' if why_not_best else ''}",
         f"batch      {facts['global_batch']:,} images, {facts['local_batch']:,} a process{micro}; "
         f"about {facts['texts_a_step']:,} texts",
-        f"run        {facts['steps']:,} steps, {facts['steps_per_epoch']:,} an epoch; "
+        f"run        {facts['steps']:,} steps, {facts['steps_per_epoch']:,} an epoch{rest(**facts['remainder'])}; "
         f"{facts['samples']:,} samples, {facts['taxa']:,} taxa",
         f"model      {facts['parameters'] / 1e6:,.1f} M parameters, {facts['precision']}, ZeRO stage "
         f"{facts['zero_stage']}",
@@ -225,6 +227,14 @@ def lines(facts: dict[str, Any]) -> list[str]:
         + " + ".join(f"{name} {size(n)}" for name, n in states.items() if n),
         f"loader     up to {size(b['loader'])} of images a process, {size(most * b['loader'])} a host, estimated",
     ]
+
+
+def rest(samples: int, fate: str) -> str:
+    """What becomes of the samples of an epoch that do not fill a batch, for people."""
+    if not samples:
+        return ""
+    told = {"drop": f"leaves out {counted(samples, 'sample')}", "pad": f"ends with a batch of {samples:,}"}
+    return f", which {told[fate]}"
 
 
 def host_lines(hosts: list[dict[str, Any]], threads: int) -> list[str]:

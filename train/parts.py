@@ -49,7 +49,7 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
         taxonomy,
         TaxonTokens(taxonomy, TextForm(d.template, d.form), get_tokenizer(config.model.architecture)),
         build_transform(model.preprocess_cfg, train=True, augmentation=d.augmentation or None),
-        BatchPlan(len(shards), config.optim.global_batch, config.run.seed),
+        BatchPlan(len(shards), config.optim.global_batch, config.run.seed, d.remainder),
         d.sampler,
         d.ranks,
         world_rank,

@@ -175,8 +175,9 @@ class Training:
         """Train to the end, to run.stop_after or to a signal."""
         stop = min(self.steps, self.config.run.stop_after or self.steps)
         on_signals(self.heed)
-        clock = Clock(self.config.optim.global_batch)
+        clock = Clock()
         saved = self.step
+        plan = self.batches.plan
         self.stream = self.batches.load(self.step, stop, self.config.data.workers)
         while self.step < stop:
             self.watch.at(self.step + 1, READING)
@@ -184,7 +185,7 @@ class Training:
                 batch = next(self.stream)
             self.watch.at(self.step + 1, "training")
             output = self.advance(batch)
-            clock.steps += 1
+            clock.samples += plan.samples(self.step) - plan.samples(self.step - 1)
             if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
                 self.log(output, clock)
             if self.stopped():
@@ -204,10 +205,10 @@ class Training:
 
     def advance(self, batch: Batch) -> LossOutput:
         """One step, its samples counted."""
-        self.quarantine.use(len(batch.indices) - len(batch.bad))
+        self.quarantine.use(batch.samples - len(batch.bad))
         for sample in batch.bad:
             self.quarantine.record(*sample)
-        self.unread = self.unread + len(batch.bad) if len(batch.bad) == len(batch.indices) else 0
+        self.unread = self.unread + len(batch.bad) if len(batch.bad) == batch.samples else 0
         if self.unread >= Quarantine.ENOUGH:  # after a long run the share alone would tell too late
             shard, key, reason = batch.bad[-1]
             raise TooManyBadSamples(
@@ -239,7 +240,8 @@ class Training:
         if self.journal is None:
             return
         speed, waiting = clock.lap()
-        left = (self.steps - self.step) * self.config.optim.global_batch / speed
+        plan = self.batches.plan
+        left = (plan.samples(self.steps) - plan.samples(self.step)) / speed
         record = {
             "step": self.step,
             "epoch": round(self.step / self.batches.plan.steps_per_epoch, 4),
@@ -339,12 +341,11 @@ class Training:
 class Clock:
     """Samples per second, and the share of time spent waiting for data, since the last lap."""
 
-    def __init__(self, global_batch: int) -> None:
-        self.batch = global_batch
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.start, self.waited, self.samples = time.perf_counter(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -354,7 +355,7 @@ class Clock:
 
     def lap(self) -> tuple[float, float]:
         elapsed = time.perf_counter() - self.start
-        speed, waiting = self.steps * self.batch / elapsed, self.waited / elapsed
+        speed, waiting = self.samples / elapsed, self.waited / elapsed
         self.restart()
         return speed, waiting
 

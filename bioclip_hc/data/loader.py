@@ -23,7 +23,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from bioclip_hc.data.decode import DecodeError, augment, decode_image
 from bioclip_hc.data.quarantine import BadSample
-from bioclip_hc.data.samplers import BatchPlan, SupervisionMode, local_slice, sample_seed, supervise, unique_texts
+from bioclip_hc.data.samplers import (
+    EMPTY,
+    BatchPlan,
+    SupervisionMode,
+    local_slice,
+    sample_seed,
+    supervise,
+    unique_texts,
+)
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens
 from bioclip_hc.data.workers import Workers
@@ -36,8 +44,8 @@ class Batch(NamedTuple):
     """One process' part of one step.
 
     images (B, 3, H, W) float32; image_taxa (B, R) int64, -1 = not supervised, all -1 where the image could not
-    be read; tokens: U texts, packed; text_rank and text_taxon (U,) int64; indices (B,) global sample indices;
-    bad: the samples that could not be read.
+    be read; tokens: U texts, packed; text_rank and text_taxon (U,) int64; indices (B,) global sample indices,
+    EMPTY at nobody's place, which is as an unreadable image's but not bad; bad: the samples that could not be read.
     """
 
     images: Tensor
@@ -47,6 +55,11 @@ class Batch(NamedTuple):
     text_taxon: Tensor
     indices: Tensor
     bad: list[BadSample]
+
+    @property
+    def samples(self) -> int:
+        """How many places hold a sample, readable or not."""
+        return int((self.indices != EMPTY).sum())
 
 
 @dataclass
@@ -98,8 +111,10 @@ class TrainingBatches(Dataset):
         raise TypeError("a run has as many steps as it is asked for; use `load(start, stop)`")
 
     def taxa_of(self, indices: np.ndarray) -> np.ndarray:
-        """(n, R) taxa of samples at the supervised ranks, -1 where unknown."""
-        return self.lineage_taxa[self.shards.lineage_index[indices]]
+        """(n, R) taxa of samples at the supervised ranks, -1 where unknown and in EMPTY places."""
+        taxa = self.lineage_taxa[self.shards.lineage_index[indices]]
+        taxa[indices == EMPTY] = -1
+        return taxa
 
     def __getitem__(self, step: int) -> Batch:
         try:
@@ -137,6 +152,8 @@ class TrainingBatches(Dataset):
         bad = []
         epoch = self.plan.epoch(step)
         for row, i in enumerate(indices.tolist()):
+            if i == EMPTY:
+                continue
             self.workers.reading(step, i)
             try:
                 image = decode_image(self.shards.read(i).image)

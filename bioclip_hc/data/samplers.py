@@ -16,6 +16,9 @@ from typing import Literal
 import numpy as np
 
 SupervisionMode = Literal["all", "balanced", "uniform", "deepest"]
+Remainder = Literal["drop", "pad"]
+
+EMPTY = -1  # in place of a sample: nobody's place in the last batch of an epoch that does not fill it
 
 ORDER, RANK, AUGMENT = range(3)  # one random stream per use: the same (seed, epoch) never feeds two of them
 
@@ -37,14 +40,15 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def order_digest(start: int, indices: np.ndarray) -> int:
-    """64 bits of which samples (n,) stood at the places start, start + 1, ... of a run's order.
+    """64 bits of which samples (n,) stood at the places start, start + 1, ... of a run's order; empty places add 0.
 
     The sum, modulo 2^64, of a hash of each (place, sample): parts of an order add up to the digest of the whole,
     whoever took them. (Mixing: the finalizer of SplitMix64; Steele, Lea, Flood 2014.)
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         place = np.arange(start, start + len(indices), dtype=np.uint64)
-        return int(_mix(_mix(place) + indices.astype(np.uint64)).sum(dtype=np.uint64))
+        mixed = _mix(_mix(place) + indices.astype(np.uint64))
+        return int(mixed[indices != EMPTY].sum(dtype=np.uint64))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -57,27 +61,35 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class BatchPlan:
     """The batches of a whole run, by absolute step.
 
-    Each epoch is its own permutation, cut into global batches; the n % global_batch samples at its end are left
-    out, other ones in every epoch.
+    Each epoch is its own permutation, cut into global batches.
+
+    Args:
+        remainder: what becomes of the n % global_batch samples at the end of an epoch's order. "drop" leaves them
+            out, other ones in every epoch; "pad" gives them a last batch, filled up with EMPTY places, so that an
+            epoch takes every sample once and none twice.
 
     Attributes:
-        steps_per_epoch: whole batches in an epoch.
+        steps_per_epoch: batches in an epoch.
 
     Raises:
-        ValueError: fewer samples than one global batch.
+        ValueError: no samples; fewer than one global batch where the remainder is dropped; an unknown remainder.
     """
 
-    def __init__(self, n: int, global_batch: int, seed: int) -> None:
+    def __init__(self, n: int, global_batch: int, seed: int, remainder: Remainder = "drop") -> None:
         if global_batch < 1:
             raise ValueError(f"global_batch must be at least 1, got {global_batch}")
-        if n < global_batch:
+        if remainder not in ("drop", "pad"):
+            raise ValueError(f"remainder must be 'drop' or 'pad', got {remainder!r}")
+        if n < (global_batch if remainder == "drop" else 1):
             raise ValueError(
-                f"{n} samples do not fill one global batch of {global_batch}; lower the batch or add shards"
+                f"{n} samples do not fill one global batch of {global_batch}; lower the batch, add shards, "
+                "or fill it up with empty places (data.remainder = 'pad')"
             )
         self.n = n
         self.global_batch = global_batch
         self.seed = seed
-        self.steps_per_epoch = n // global_batch
+        self.remainder = remainder
+        self.steps_per_epoch = n // global_batch if remainder == "drop" else -(-n // global_batch)
         self._cached_epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
@@ -85,11 +97,18 @@ class BatchPlan:
         """The epoch that an absolute step belongs to."""
         return step // self.steps_per_epoch
 
+    def samples(self, steps: int) -> int:
+        """How many samples the first so many steps take."""
+        epochs, position = divmod(steps, self.steps_per_epoch)
+        return epochs * min(self.n, self.steps_per_epoch * self.global_batch) + position * self.global_batch
+
     def indices(self, step: int) -> np.ndarray:
-        """(B,) int64 global sample indices of an absolute step."""
+        """(B,) int64 global sample indices of an absolute step; EMPTY places stand last."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._cached_epoch:
-            self._order, self._cached_epoch = epoch_order(self.n, self.seed, epoch), epoch
+            empty = max(0, self.steps_per_epoch * self.global_batch - self.n)
+            order = epoch_order(self.n, self.seed, epoch)
+            self._order, self._cached_epoch = np.pad(order, (0, empty), constant_values=EMPTY), epoch
         return self._order[position * self.global_batch : (position + 1) * self.global_batch]
 
     def local_indices(self, step: int, world_rank: int, world_size: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The order of samples does not depend on how many processes and workers read them, nor on a resume in between."""
+"""The order of samples does not depend on how many processes and workers read them, nor on a resume in between.
+
+# W readers: processes times workers, or the processes alone where they have none
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from small_run import LINEAGES, picture
 
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.sample import Sample
-from bioclip_hc.data.samplers import BatchPlan
+from bioclip_hc.data.samplers import EMPTY, BatchPlan, Remainder
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.data.writer import write_shards
-from faults.lab import STEPS, Case, Lane, Outcome, Skip, World, need
+from faults.lab import STEPS, Case, Lane, Missed, Outcome, Skip, World, need
 
 from journal import read_log
 
@@ -80,7 +84,9 @@ def digest(facts: str, answer: str) -> int:
     return 0
 
 
-def _batches(shards: ShardSet, batch: int, rank: int, world: int, seed: int = 0) -> TrainingBatches:
+def _batches(
+    shards: ShardSet, batch: int, rank: int, world: int, seed: int = 0, remainder: Remainder = "drop"
+) -> TrainingBatches:
     """Batches of a run, their texts left out."""
     tree = shards.taxonomy()
     return TrainingBatches(
@@ -88,7 +94,7 @@ def _batches(shards: ShardSet, batch: int, rank: int, world: int, seed: int = 0)
         tree,
         TaxonTokens(tree, TextForm("{}"), _letters),
         build_transform({"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}, train=True),
-        BatchPlan(len(shards), batch, seed),
+        BatchPlan(len(shards), batch, seed, remainder),
         world_rank=rank,
         world_size=world,
     )
@@ -128,13 +134,24 @@ def summary(outcomes: list[Outcome]) -> str:
 
 # -- epochs -----------------------------------------------------------------------------------------------
 
+SAMPLES = 101  # a prime: no number of shards holds them evenly, and no batch divides them
+EPOCHS, EPOCH_BATCH = 3, 8
+READERS = tuple(itertools.product((1, 2, 4), (0, 1, 3)))
+REMAINDERS: tuple[Remainder, ...] = ("drop", "pad")
+
+
+def evenly(shards: int) -> list[int]:
+    """How many samples each shard holds."""
+    return [len(part) for part in np.array_split(np.arange(SAMPLES), max(1, shards))]
+
+
 LAYOUTS = {
-    "one shard": lambda readers: [96],
-    "fewer shards than readers": lambda readers: [19] * max(1, readers // 2),
-    "as many as readers": lambda readers: [11] * max(1, readers),
-    "more than readers": lambda readers: [7] * (readers + 3),
-    "prime numbers": lambda readers: [13, 2, 17, 3, 29, 5, 11],
-    "uneven": lambda readers: [1, 60, 1, 23, 2],
+    "one shard": lambda W: evenly(1),
+    "W - 1 shards": lambda W: evenly(W - 1),
+    "W shards": lambda W: evenly(W),
+    "W + 1 shards": lambda W: evenly(W + 1),
+    "prime numbers": lambda W: [17, 2, 17, 3, 29, 2, 31],
+    "very uneven": lambda W: [1, 77, 1, 20, 2],
 }
 
 
@@ -142,61 +159,120 @@ class Epochs:
     """The row of whole epochs."""
 
     NAME = "epochs"
-    FAULT = "shards fewer than processes x workers, as many, more; prime numbers of them and of samples; uneven"
-    PROMISE = "every sample once an epoch (but for the last n mod batch of its order), no hang"
+    FAULT = (
+        "shards {1, W - 1, W, W + 1, prime numbers, very uneven} for W readers: processes {1, 2, 4} x "
+        "workers {0, 1, 3}; the remainder of an epoch {drop, pad}"
+    )
+    PROMISE = (
+        "every sample once an epoch (drop: but for the last n mod batch of its order), in one order, "
+        "a new one each epoch; no hang"
+    )
 
     @staticmethod
-    def cases(count: int = 54) -> list[Case]:
-        """Layouts by combinations; at most `count`."""
-        made = [
-            Case(f"epochs, {name}, {world} x {workers}", name, {"layout": name, "world": world, "workers": workers})
-            for name in LAYOUTS
-            for world, workers in COMBINATIONS
-        ]
+    def cases(count: int = 108) -> list[Case]:
+        """Layouts by combinations by remainders; at most `count`."""
+        made = []
+        for layout, (world, workers), remainder in itertools.product(LAYOUTS, READERS, REMAINDERS):
+            facts = {"layout": layout, "world": world, "workers": workers, "remainder": remainder}
+            name = f"epochs, {layout}, {world} x {workers}, {remainder}"
+            made.append(Case(name, f"{layout}, {remainder}", facts))
         count = min(count, len(made))
         return [made[round(i * (len(made) - 1) / max(1, count - 1))] for i in range(count)]
 
     @staticmethod
     def run(case: Case, lane: Lane) -> Outcome:
-        """Two epochs and a bit over all processes; count every sample."""
-        sizes = LAYOUTS[case.facts["layout"]](case.facts["world"] * max(1, case.facts["workers"]))
+        """Count every sample of all processes; the order is to be that of one process that reads one shard."""
+
+        def alone(folder: Path) -> None:
+            plain = {"layout": "one shard", "world": 1, "workers": 0}
+            lane.call("faults.order:census", case.facts | plain | {"folder": str(folder)}, folder)
+
+        reference = lane.laboratory.once(f"epochs-{case.facts['remainder']}", alone)
         folder = lane.folder(case.name)
-        found = lane.call("faults.order:census", {**case.facts, "sizes": sizes, "folder": str(folder)}, folder)
-        need(found["missed"] == 0, f"{found['missed']} missed")
-        need(found["duplicated"] == 0, f"{found['duplicated']} seen twice")
+        found = lane.call("faults.order:census", case.facts | {"folder": str(folder)}, folder)
+        expected = json.loads((reference / "answer.json").read_text())["hash"]
+        wrong = [f"{found[what]} {what}" for what in ("missed", "repeated") if found[what]]
+        if found["hash"] != expected:
+            wrong.append(f"the order {found['hash']} is not {expected}")
+        if found["stayed"] > 0.05:
+            wrong.append(f"{found['stayed']:.0%} of neighbours stay neighbours, by chance {2 / SAMPLES:.0%}")
+        if abs(found["same_shard"] - found["same_shard_by_chance"]) > 0.15:
+            wrong.append(f"shards do not mix: {found['same_shard']:.0%} of neighbours are of one, by chance "
+                         f"{found['same_shard_by_chance']:.0%}")  # fmt: skip
+        if wrong:
+            raise Missed("; ".join(wrong), **found)
         return Outcome(figures=found)
 
     @staticmethod
     def summary(outcomes: list[Outcome]) -> str:
         """A line of figures."""
-        total = {key: sum(o.figures.get(key, 0) for o in outcomes) for key in ("missed", "duplicated", "seen")}
-        return f"missed {total['missed']}, duplicated {total['duplicated']} of {total['seen']:,} samples; hung 0"
+        every = [outcome.figures for outcome in outcomes if outcome.figures]
+        missed, repeated, seen = (sum(figures[key] for figures in every) for key in ("missed", "repeated", "seen"))
+        hung = sum(outcome.note.startswith("hung") for outcome in outcomes)
+        told = [f"missed {missed}, repeated {repeated} of {seen:,} samples; hung {hung}"]
+        for remainder in REMAINDERS:
+            hashes = {figures["hash"] for figures in every if figures["remainder"] == remainder}
+            one = "one hash of all: " + min(hashes)[:12] if len(hashes) == 1 else f"{len(hashes)} different hashes"
+            told.append(f"{remainder}: {one}")
+        if every:
+            stayed, same, chance = (
+                np.mean([figures[key] for figures in every])
+                for key in ("stayed", "same_shard", "same_shard_by_chance")
+            )
+            told.append(
+                f"neighbours that were neighbours before {stayed:.1%} (by chance {2 / SAMPLES:.1%}), of one shard "
+                f"{same:.1%} (by chance {chance:.1%})"
+            )
+        return "; ".join(told)
 
 
 def census(facts: str, answer: str) -> int:
-    """In a fork: write the shards, read two epochs, count."""
+    """In a fork: write the shards, read epochs on all processes, count."""
     told = json.loads(facts)
-    shards, samples = [], 0
-    for number, size in enumerate(told["sizes"]):
-        part = (Sample(f"{samples + i:05d}", picture((samples + i) % 7), LINEAGES[i % 6]) for i in range(size))
-        shards += write_shards(part, Path(told["folder"]) / f"part-{number}")
-        samples += size
-    batch = 4 if samples < 32 else 8
-    plan = BatchPlan(samples, batch, seed=5)
-    epochs = {0: [], 1: []}
+    sizes = LAYOUTS[told["layout"]](told["world"] * max(1, told["workers"]))
+    shards, written = [], 0
+    for number, size in enumerate(sizes):
+        part = (Sample(f"{i:05d}", picture(i % 7), LINEAGES[i % 6]) for i in range(written, written + size))
+        shards += write_shards(part, Path(told["folder"]) / f"part-{number:03d}")
+        written += size
     ranks = [
-        _batches(ShardSet(shards), batch, rank, told["world"], seed=5).load(
-            0, 2 * plan.steps_per_epoch, told["workers"]
-        )
+        _batches(ShardSet(shards), EPOCH_BATCH, rank, told["world"], seed=5, remainder=told["remainder"])
         for rank in range(told["world"])
     ]
-    for step in range(2 * plan.steps_per_epoch):
-        epochs[plan.epoch(step)] += [i for rank in ranks for i in next(rank).indices.tolist()]
-    rule = samples - samples % batch
+    plan = ranks[0].plan
+    steps = EPOCHS * plan.steps_per_epoch
+    loaded = [rank.load(0, steps, told["workers"]) for rank in ranks]
+    orders: list[list[int]] = [[] for _ in range(EPOCHS)]
+    digests = [hashlib.sha256(), hashlib.sha256()]
+    for step in range(steps):
+        for batch in [next(one) for one in loaded]:
+            orders[plan.epoch(step)] += batch.indices.tolist()
+            for digest, part in zip(digests, (batch.indices, batch.images), strict=True):
+                digest.update(part.numpy().tobytes())
+    orders = [[i for i in order if i != EMPTY] for order in orders]
+    wanted = SAMPLES - (SAMPLES % EPOCH_BATCH if told["remainder"] == "drop" else 0)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    share = np.array(sizes) / SAMPLES
     found = {
-        "missed": sum(max(0, rule - len(set(seen))) for seen in epochs.values()),
-        "duplicated": sum(len(seen) - len(set(seen)) for seen in epochs.values()),
-        "seen": sum(map(len, epochs.values())),
+        "remainder": told["remainder"],
+        "missed": sum(wanted - len(set(order)) for order in orders),
+        "repeated": sum(len(order) - len(set(order)) for order in orders),
+        "seen": sum(map(len, orders)),
+        "hash": hashlib.sha256("".join(digest.hexdigest() for digest in digests).encode()).hexdigest(),
+        "stayed": stayed([list(range(SAMPLES)), *orders]),
+        "same_shard": float(np.mean([shard_of[a] == shard_of[b] for a, b in successive(orders)])),
+        "same_shard_by_chance": float((share * (np.array(sizes) - 1) / (SAMPLES - 1)).sum()),
     }
     Path(answer).write_text(json.dumps(found))
     return 0
+
+
+def successive(orders: list[list[int]]) -> list[tuple[int, int]]:
+    """Successive samples of all epochs."""
+    return [pair for order in orders for pair in itertools.pairwise(order)]
+
+
+def stayed(orders: list[list[int]]) -> float:
+    """Of the neighbours in one order the share that are neighbours in another, the mean over pairs of orders."""
+    neighbours = [{frozenset(pair) for pair in itertools.pairwise(order)} for order in orders]
+    return float(np.mean([len(a & b) / len(b) for a, b in itertools.combinations(neighbours, 2)]))

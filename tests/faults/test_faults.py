@@ -14,7 +14,7 @@ ONE_EACH = [
     (kills, "kills, at a file operation of saving, 20"),
     (kills, "kills, while saving, two processes, 0"),
     (order, "order, loaders, changed in mid-epoch, 2 x 1 to step 5 then 4 x 4 to step 12"),
-    (order.Epochs, "epochs, fewer shards than readers, 2 x 4"),
+    (order.Epochs, "epochs, W - 1 shards, 4 x 1, pad"),
     (damage, "damage, positions 0 to 49"),
     (nonfinite, "nonfinite, nan in gradient, stop, 2 processes"),
 ]
