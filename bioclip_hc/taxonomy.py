@@ -187,7 +187,7 @@ class Taxonomy:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"taxonomy table {path} does not exist")
-        with _open_text(path) as file:
+        with open_text(path) as file:
             try:
                 return cls._build(_csv_rows(csv.DictReader(file, strict=True), path))
             except UnicodeDecodeError as error:
@@ -429,7 +429,8 @@ def _check_forest(names: list, rank: np.ndarray, parent: np.ndarray, extra: dict
         raise ValueError("a parent that is not of a higher rank")
 
 
-def _open_text(path: Path) -> IO[str]:
+def open_text(path: Path) -> IO[str]:
+    """A table to be read, compressed if its name ends in .gz."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")

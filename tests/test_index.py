@@ -43,7 +43,7 @@ def test_every_bad_sample_is_named_once_with_its_reason(tmp_path):
     assert len(reasons) == len(index.bad)
     assert "no image" in reasons["no_image"]
     assert "members found: gif, taxontag.txt" in reasons["gif"]
-    assert "no caption 'taxonTag.txt'; members found: jpg" in reasons["no_caption"]
+    assert "no caption 'taxonTag.txt', nor a flat one; members found: jpg" in reasons["no_caption"]
     assert "is not" in reasons["unparsable"]
     assert "taxonTag.txt is not UTF-8" in reasons["latin1"]
     assert reasons["empty"] == "empty lineage"
@@ -96,8 +96,8 @@ def test_common_names_that_stand_in_for_missing_ones_are_dropped(tmp_path):
 
 
 def test_a_shard_without_captions_names_what_it_holds(tmp_path):
-    path = write_tar(tmp_path / "s.tar", {"a.jpg": JPEG, "a.txt": b"robin", "b.jpg": JPEG, "b.json": b"{}"})
-    with pytest.raises(ValueError, match=r"s\.tar: none of its 2 samples .*'taxonTag\.txt'.*jpg, json, txt"):
+    path = write_tar(tmp_path / "s.tar", {"a.jpg": JPEG, "a.cls": b"3", "b.jpg": JPEG, "b.json": b"{}"})
+    with pytest.raises(ValueError, match=r"s\.tar: none of its 2 samples .*'taxonTag\.txt'.*cls, jpg, json"):
         ShardSet(path)
 
 

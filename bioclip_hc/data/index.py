@@ -7,14 +7,16 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bioclip_hc.data.captions import CAPTION, COMMON, common_name, parse_taxon_tag
+import numpy as np
+
+from bioclip_hc.data.captions import CAPTION, FLAT, TAGGED, TAGGED_COMMON, Label, read_label
 from bioclip_hc.data.members import Member, group, scan
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PathLike
-from bioclip_hc.taxonomy import Lineage, as_lineage
+from bioclip_hc.taxonomy import as_lineage
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+MAX_EXTENSIONS = 100  # of a shard's members, kept for messages
 
 
 @dataclass
@@ -24,7 +26,9 @@ class ShardIndex:
     Attributes:
         keys, offset, size: per usable sample, its key and the position and length of its image.
         label: per usable sample, its row in `labels`.
-        labels: the distinct (lineage, common name) of the shard.
+        labels: the distinct labels of the shard. Flat captions are kept as they are, not looked up, so that an
+            index depends on its shard alone.
+        extensions: what the members of the samples are, in lower case.
         bad: (key, reason) of all that is not usable; the key is "" for damage of the tar itself.
     """
 
@@ -32,7 +36,8 @@ class ShardIndex:
     offset: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
     label: list[int] = field(default_factory=list)
-    labels: list[tuple[Lineage, str]] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    extensions: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -42,7 +47,7 @@ def shard_index(path: PathLike) -> ShardIndex:
     The index is kept in `<shard>.index.json` when the folder can be written to.
 
     Raises:
-        ValueError: samples there are, but none has the caption member.
+        ValueError: samples there are, but none has a caption member.
     """
     path = Path(path)
     stat = path.stat()
@@ -59,13 +64,13 @@ def build_index(path: PathLike) -> ShardIndex:
     """Read a shard once from beginning to end and index it.
 
     Raises:
-        ValueError: samples there are, but none has the caption member.
+        ValueError: samples there are, but none has a caption member.
     """
     members, damage = scan(Path(path))
-    index, label_of, seen, extensions = ShardIndex(), dict[Any, int](), set[str](), set[str]()
+    index, label_of, seen, extensions = ShardIndex(), dict[Label, int](), set[str](), set[str]()
     with open(path, "rb") as file:
         for key, fields in group(members, index.bad):
-            extensions |= {member.name[len(key) + 1 :] for member in fields.values()}
+            extensions.update(fields)
             try:
                 if key in seen:
                     raise ValueError("duplicate key")
@@ -79,17 +84,18 @@ def build_index(path: PathLike) -> ShardIndex:
                 index.label.append(label_of.setdefault(label, len(label_of)))
             seen.add(key)
     index.labels = list(label_of)
+    index.extensions = sorted(extensions)[:MAX_EXTENSIONS]
     if damage:
         index.bad.append(("", damage))
-    elif seen and CAPTION.lower() not in map(str.lower, extensions):
+    elif seen and extensions.isdisjoint((TAGGED, TAGGED_COMMON, *FLAT)):
         raise ValueError(
-            f"{path}: none of its {len(seen)} samples has the caption member {CAPTION!r}; "
-            f"members found: {', '.join(sorted(extensions)[:20])}"
+            f"{path}: none of its {len(seen)} samples has the caption member {CAPTION!r}, nor a flat one "
+            f"({', '.join(FLAT)}); members found: {', '.join(index.extensions[:20])}"
         )
     return index
 
 
-def _examine(file: io.BufferedReader, fields: dict[str, Member]) -> tuple[Member, tuple[Lineage, str]]:
+def _examine(file: io.BufferedReader, fields: dict[str, Member]) -> tuple[Member, Label]:
     """The image member and the label of a sample.
 
     Raises:
@@ -103,13 +109,7 @@ def _examine(file: io.BufferedReader, fields: dict[str, Member]) -> tuple[Member
         raise ValueError(f"no image ({', '.join(IMAGE_EXTENSIONS)}); members found: {', '.join(sorted(fields))}")
     if image.size > MAX_IMAGE_BYTES:
         raise ValueError(f"image of {image.size} bytes is larger than {MAX_IMAGE_BYTES}")
-    if CAPTION.lower() not in fields:
-        raise ValueError(f"no caption {CAPTION!r}; members found: {', '.join(sorted(fields))}")
-    lineage = parse_taxon_tag(_read_text(file, fields[CAPTION.lower()]))
-    if not any(lineage):
-        raise ValueError("empty lineage")
-    common = common_name(_read_text(file, fields[COMMON]), lineage) if COMMON in fields else ""
-    return image, (lineage, common)
+    return image, read_label(fields, lambda extension: _read_text(file, fields[extension]))
 
 
 def _read_text(file: io.BufferedReader, member: Member) -> str:
@@ -129,7 +129,10 @@ def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:
         if saved.pop("stamp") != stamp:
             return None
         index = ShardIndex(**saved)
-        index.labels = [(as_lineage(lineage), str(common)) for lineage, common in index.labels]
+        index.labels = [
+            Label(as_lineage(lineage) if lineage else (), str(common), str(member), str(text))
+            for lineage, common, member, text in index.labels
+        ]
         index.bad = [(str(key), str(reason)) for key, reason in index.bad]
         return index if _fits(index, stamp["bytes"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -138,13 +141,14 @@ def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:
 
 def _fits(index: ShardIndex, total: int) -> bool:
     """Whether an index that was read from a file can be that of a shard of `total` bytes."""
-    rows = zip(index.keys, index.offset, index.size, index.label, strict=True)
-    return all(
-        isinstance(key, str)
-        and all(type(number) is int for number in (offset, size, label))
-        and 0 <= offset <= offset + size <= total
-        and 0 <= label < len(index.labels)
-        for key, offset, size, label in rows
+    offset, size, label = (np.asarray(numbers) for numbers in (index.offset, index.size, index.label))
+    return (
+        set(map(type, index.keys)) <= {str}
+        and all(column.shape == (len(index.keys),) for column in (offset, size, label))
+        and all(column.dtype.kind == "i" for column in (offset, size, label) if column.size)
+        and bool(np.all((offset >= 0) & (size >= 0) & (size <= total) & (offset <= total - size)))
+        and bool(np.all((label >= 0) & (label < len(index.labels))))
+        and all(bool(any(each.lineage)) != bool(each.text) for each in index.labels)
     )
 
 

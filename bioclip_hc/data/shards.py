@@ -7,6 +7,8 @@ A shard is a plain tar. A sample is a run of members with one key (the name up t
                                 genus Turdus species migratorius."
     KEY.sci.txt, KEY.com.txt    "a photo of Turdus migratorius.", "a photo of American robin."
 
+`captions` has the other texts that there may be. A sample without a tagged one has its name looked up (`names`).
+
 Shards are data, never code: only regular members with these endings are opened, nothing is unpacked to disk, and
 a damaged sample or tar ends up in `bad` with its reason, never in an exception from the depths of a parser.
 """
@@ -22,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from bioclip_hc.data.captions import CAPTION, Label
 from bioclip_hc.data.index import shard_index
+from bioclip_hc.data.names import Found, NameTable, Resolution
 from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.sample import PathLike, Sample
 from bioclip_hc.data.sources import expand_shards
@@ -42,37 +46,62 @@ class ShardSet:
         lineages: the distinct lineages of all samples.
         lineage_index: (N,) int64, each sample's row in `lineages`.
         bad: what the shards hold that is not among the N samples.
+        resolution: how their captions told their taxa, or why not, counted.
+
+    Args:
+        paths: shards, see `expand_shards`.
+        names: where flat captions are looked up; a sample whose name it does not resolve is bad.
 
     Raises:
-        FileNotFoundError, ValueError: see `expand_shards`; no shard has a usable sample; a shard without captions.
+        FileNotFoundError, ValueError: see `expand_shards`; no shard has a usable sample; a shard without captions,
+            or one with flat captions only when there are no `names`.
     """
 
-    def __init__(self, paths: PathLike | Sequence[PathLike]) -> None:
+    def __init__(self, paths: PathLike | Sequence[PathLike], names: NameTable | None = None) -> None:
         self._descriptors: dict[int, int] = {}
         self.paths = expand_shards(paths)
-        indexes = [shard_index(path) for path in self.paths]
-        self.bad = [
-            BadSample(str(path), *record)
-            for path, index in zip(self.paths, indexes, strict=True)
-            for record in index.bad
-        ]
-        self._start = np.cumsum([0] + [len(index.keys) for index in indexes])
+        self.bad: list[BadSample] = []
+        self.resolution = Resolution()
+        self._keys: list[np.ndarray] = []
+        admitted: dict[Label, tuple[int, Found]] = {}  # -> its place in `said`
+        said: dict[tuple[Lineage, str], int] = {}
+        columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for path in self.paths:  # one index at a time: as Python's objects, all of them would fill gigabytes
+            index = shard_index(path)
+            if names is None and index.labels and not any(label.lineage for label in index.labels):
+                raise ValueError(
+                    f"{path}: none of its samples has the tagged caption {CAPTION!r} (members found: "
+                    f"{', '.join(index.extensions)}); to look its names up a taxonomy is needed: a table with the "
+                    "columns kingdom ... species, as --data.taxonomy of train.py, --taxonomy of bioclip-hc, or "
+                    "ShardSet(paths, NameTable(Taxonomy.read(TABLE)))"
+                )
+            found = [_admit(label, names, admitted, said) for label in index.labels]
+            local = np.array(index.label, dtype=np.int64)
+            for (_, how), samples in zip(found, np.bincount(local, minlength=len(found)).tolist(), strict=True):
+                self.resolution.count(how, samples)
+            label = np.array([row for row, _ in found], dtype=np.int32)[local]
+            self.bad += [BadSample(str(path), *record) for record in index.bad]
+            self.bad += [
+                BadSample(str(path), index.keys[i], found[local[i]][1].reason) for i in np.flatnonzero(label < 0)
+            ]
+            # encoded, for millions of str objects would cost a gigabyte in every forked worker
+            keys = np.array([key.encode("utf-8", "surrogatepass") for key in index.keys], dtype=np.bytes_)
+            usable = label >= 0
+            self._keys.append(keys[usable])
+            columns.append(
+                (np.array(index.offset, np.int64)[usable], np.array(index.size, np.int64)[usable], label[usable])
+            )
+        self._start = np.cumsum([0] + [len(keys) for keys in self._keys])
         if not len(self):
             reason = f"; the first of {len(self.bad)} reasons: {self.bad[0].reason}" if self.bad else ""
             others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
             raise ValueError(f"no usable sample in {self.paths[0]}{others}{reason}")
-        # encoded, for millions of str objects would cost a gigabyte in every forked worker
-        self._keys = [np.array([key.encode("utf-8", "surrogatepass") for key in index.keys]) for index in indexes]
-        self._offset = np.array([offset for index in indexes for offset in index.offset], dtype=np.int64)
-        self._size = np.array([size for index in indexes for size in index.size], dtype=np.int64)
-        label_of: dict[tuple[Lineage, str], int] = {}
-        label = [label_of.setdefault(index.labels[i], len(label_of)) for index in indexes for i in index.label]
+        self._offset, self._size, self._label = (np.concatenate(column) for column in zip(*columns, strict=True))
         row_of: dict[Lineage, int] = {}
-        lineage_of_label = [row_of.setdefault(lineage, len(row_of)) for lineage, _ in label_of]
+        lineage_of_label = [row_of.setdefault(lineage, len(row_of)) for lineage, _ in said]
         self.lineages: list[Lineage] = list(row_of)
-        self.lineage_index = np.array(lineage_of_label, dtype=np.int64)[label]
-        self._label = np.array(label, dtype=np.int32)
-        self._common = [common for _, common in label_of]
+        self.lineage_index = np.array(lineage_of_label, dtype=np.int64)[self._label]
+        self._common = [common for _, common in said]
 
     def __len__(self) -> int:
         return int(self._start[-1])
@@ -173,3 +202,26 @@ class ShardSet:
         if len(self._descriptors) < MAX_OPEN_SHARDS:
             self._descriptors.setdefault(shard, descriptor)
         return descriptor
+
+
+def _admit(
+    label: Label,
+    names: NameTable | None,
+    admitted: dict[Label, tuple[int, Found]],
+    said: dict[tuple[Lineage, str], int],
+) -> tuple[int, Found]:
+    """The row of `said` that has a label's lineage and common name, -1 if it has none, and how it was found.
+
+    Each label is looked up once, for all shards.
+    """
+    if label not in admitted:
+        lineage, common = label.lineage, label.common
+        found = Found(-1, "tagged")
+        if not lineage and names is None:
+            reason = f"no caption {CAPTION!r}, and no taxonomy to look {label.member} up in"
+            found = Found(-1, "no taxonomy", reason)
+        elif not lineage:
+            assert names is not None
+            found, lineage, common = names.label(label)
+        admitted[label] = (said.setdefault((lineage, common), len(said)) if lineage else -1, found)
+    return admitted[label]
