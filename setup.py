@@ -135,6 +135,9 @@ setup(
         "open_clip_torch>=3.2",
         "webdataset>=0.2.100",
         "braceexpand>=0.1.7",
+        "huggingface_hub>=0.30",  # shards on the hub
+        "fsspec>=2023.5",  # shards in object stores
+        "filelock>=3.10",
         "safetensors>=0.5",
         "pillow>=11",
         'triton>=3.6; platform_system == "Linux"',

@@ -21,6 +21,13 @@ def test_shards_are_named_by_folder_file_glob_range_or_list(tmp_path):
     ]
 
 
+def test_order_is_by_name_then_as_given_wherever_folders_lie(tmp_path):
+    for folder in ("a", "z"):
+        write_shards([sample(0), sample(1)], tmp_path / folder, samples_per_shard=1)
+    names = [f"{path.parent.name}{path.name[-5]}" for path in expand_shards([tmp_path / "z", tmp_path / "a"])]
+    assert names == ["z0", "a0", "z1", "a1"]
+
+
 def test_a_literal_name_wins_over_a_pattern(tmp_path):
     path = write_tar(tmp_path / "a{1..2}[x].tar", robin("a"))
     assert expand_shards(str(path)) == [path]
@@ -31,9 +38,10 @@ def test_a_literal_name_wins_over_a_pattern(tmp_path):
     [
         ([], ValueError, "no shards given"),
         ("", ValueError, "path is empty"),
-        ("pipe:cat /etc/passwd", ValueError, "pipe:cat.*only local files"),
-        (["https://example.org/a.tar"], ValueError, "only local files"),
-        ("s3://bucket/a.tar", ValueError, "only local files"),
+        ("pipe:cat /etc/passwd", ValueError, r"pipe:cat \.\.\.'.*only with --allow-pipe"),
+        ("ftp://example.org/a.tar", ValueError, "ftp: is not read; name local files"),
+        ("https://example.org/{{0..3.tar", ValueError, "unbalanced braces"),
+        ("https://example.org/{{0..9999999}}.tar", ValueError, "more than 1000000 shards"),
         ("{folder}", FileNotFoundError, r"no \*\.tar in this folder"),
         ("{folder}/none.tar", FileNotFoundError, "there is no"),
         ("{folder}/*.tar", FileNotFoundError, "there is no"),
