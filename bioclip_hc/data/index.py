@@ -50,14 +50,23 @@ def shard_index(path: PathLike) -> ShardIndex:
         ValueError: samples there are, but none has a caption member.
     """
     path = Path(path)
-    stat = path.stat()
-    stamp = {"version": INDEX_VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    cache = path.with_name(path.name + ".index.json")
-    index = _load_index(cache, stamp)
+    stamp = _stamp(path)
+    index = _load_index(index_file(path), stamp)
     if index is None:
         index = build_index(path)
-        _save_index(cache, stamp, index)
+        _save_index(index_file(path), stamp, index)
     return index
+
+
+def kept_index(path: PathLike) -> ShardIndex | None:
+    """The index kept beside a shard, None where there is none that fits the shard's size and time."""
+    path = Path(path)
+    return _load_index(index_file(path), _stamp(path))
+
+
+def index_file(path: Path) -> Path:
+    """Where the index of a shard is kept."""
+    return path.with_name(path.name + ".index.json")
 
 
 def build_index(path: PathLike) -> ShardIndex:
@@ -120,6 +129,12 @@ def _read_text(file: io.BufferedReader, member: Member) -> str:
         return os.pread(file.fileno(), member.size, member.offset).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """What tells that a kept index is this shard's."""
+    stat = path.stat()
+    return {"version": INDEX_VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:

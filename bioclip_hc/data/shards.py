@@ -130,6 +130,10 @@ class ShardSet:
         key: bytes = self._keys[shard][i - self._start[shard]]
         return key.decode("utf-8", "surrogatepass")
 
+    def samples_of(self, shard: int) -> range:
+        """The numbers of the samples that lie in paths[shard]."""
+        return range(int(self._start[shard]), int(self._start[shard + 1]))
+
     def shard(self, i: int) -> Path:
         """The shard that holds sample i."""
         return self.paths[self._shard_number(i)]

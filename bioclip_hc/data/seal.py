@@ -1,0 +1,156 @@
+"""What is kept beside shards: an index for each, and a folder's SHA256SUMS, which `sha256sum -c` reads too."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bioclip_hc.data.index import kept_index, shard_index
+from bioclip_hc.data.parallel import in_order
+
+SUMS = "SHA256SUMS"
+MAX_SUMS_BYTES = 256 << 20  # a line for each of a million shards
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str] | None:
+    """File name -> SHA-256 as the folder's SHA256SUMS has it; None where there is no such file.
+
+    Raises:
+        ValueError: a line that is not a checksum and a name.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_SUMS_BYTES:
+        raise ValueError(f"{path} of {path.stat().st_size} bytes is larger than {MAX_SUMS_BYTES}")
+    sums: dict[str, str] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        text = os.fsdecode(line).rstrip("\r")
+        if not text:
+            continue
+        match = re.fullmatch(r"(\\?)([0-9A-Fa-f]{64}) [ *]([^\0]+)", text)
+        if match is None:
+            raise ValueError(f"{path}, line {number}: not a SHA-256, two blanks and a name: {text[:100]!r}")
+        escaped, digest, name = match.groups()
+        if escaped:
+            name = re.sub(r"\\([\\n])", lambda m: "\n" if m[1] == "n" else "\\", name)
+        sums[name.removeprefix("./")] = digest.lower()
+    return sums
+
+
+def write_sums(folder: Path, sums: dict[str, str]) -> None:
+    """Write a folder's SHA256SUMS, whole or not at all."""
+    lines = []
+    for name, digest in sorted(sums.items()):
+        escaped = name.replace("\\", "\\\\").replace("\n", "\\n")  # as coreutils does
+        lines.append(f"{chr(92) if escaped != name else ''}{digest}  {escaped}\n")
+    aside = folder / f"{SUMS}.{os.getpid()}.tmp"
+    try:
+        aside.write_bytes(os.fsencode("".join(lines)))
+        os.replace(aside, folder / SUMS)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Change(NamedTuple):
+    """Something beside a shard that was not as it should be."""
+
+    path: Path
+    what: str
+    mended: bool
+
+
+class _State(NamedTuple):
+    path: Path
+    sha256: str
+    stale: str  # what was the matter with its index, and is no more; "" if nothing was
+    problem: str  # why it cannot be indexed
+
+
+def seal(
+    paths: Sequence[Path],
+    processes: int = 1,
+    *,
+    check: bool = False,
+    accept: bool = False,
+    on_shard: Callable[[], object] = lambda: None,
+) -> Iterator[Change]:
+    """Bring the indexes of shards and the SHA256SUMS of their folders up to date.
+
+    A shard that differs from its checksum is not given a new one, for that would bless a damaged disk or
+    download, unless `accept` says that it is meant to be as it is; nor is a line for a shard that is gone removed.
+
+    Args:
+        check: change nothing, only tell.
+        on_shard: called after each shard.
+
+    Yields:
+        What was stale, missing or wrong; nothing where all is as it should be.
+
+    Raises:
+        ValueError: a SHA256SUMS that cannot be read.
+        OSError: a shard that cannot be read, a folder that cannot be written to.
+    """
+    folders = {path.parent: read_sums(path.parent) for path in paths}
+    found: dict[Path, dict[str, str]] = {folder: {} for folder in folders}
+    for state in in_order(functools.partial(_examine, check=check), paths, processes):
+        found[state.path.parent][state.path.name] = state.sha256
+        if state.problem:
+            yield Change(state.path, state.problem, False)
+        elif state.stale:
+            yield Change(state.path, state.stale, not check)
+        on_shard()
+    for folder, known in folders.items():
+        sums = dict(known or {})
+        yield from _renewed(folder, sums, found[folder], check, accept)
+        if sums != known and not check:
+            write_sums(folder, sums)
+
+
+def _renewed(
+    folder: Path, sums: dict[str, str], found: dict[str, str], check: bool, accept: bool
+) -> Iterator[Change]:
+    """What is wrong with a folder's checksums; `sums` is brought up to date as far as that is allowed."""
+    for name, digest in found.items():
+        if name not in sums:
+            yield Change(folder / name, f"was not in {SUMS}", not check)
+            sums[name] = digest
+        elif sums[name] != digest:
+            yield Change(folder / name, f"is not what {SUMS} says", accept and not check)
+            if accept:
+                sums[name] = digest
+    for name in missing_shards(folder, sums):
+        yield Change(folder / name, f"is in {SUMS}, but not there", accept and not check)
+        if accept:
+            del sums[name]
+
+
+def missing_shards(folder: Path, sums: Iterable[str]) -> list[str]:
+    """The shards that a folder's checksums name and the folder lacks."""
+    return [name for name in sums if name.endswith(".tar") and "/" not in name and not (folder / name).exists()]
+
+
+def _examine(path: Path, check: bool) -> _State:
+    kept = kept_index(path)
+    problem = "" if kept is not None else "had no index that fits it"
+    digest = sha256_of(path)
+    if kept is not None or check:
+        return _State(path, digest, problem, "")
+    try:
+        shard_index(path)
+    except ValueError as error:
+        return _State(path, digest, "", f"cannot be indexed: {error}")
+    if kept_index(path) is None:
+        return _State(path, digest, "", "has no index: the folder cannot be written to")
+    return _State(path, digest, problem, "")
