@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bioclip_hc import __version__
+from bioclip_hc import __version__, shards_cli
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
@@ -71,27 +71,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", required=True, help="shards: a folder, a glob or a brace range")
     p.add_argument("--output", help="folder for report.json and report.html")
 
-    p = commands.add_parser("shards", help="build shards, or say what is in them")
-    kinds = p.add_subparsers(required=True, metavar="ACTION")
-    b = kinds.add_parser("build", help="pack labelled photographs into shards")
-    b.set_defaults(command=_build)
-    b.add_argument("output", help="new or empty folder for the shards")
-    source = b.add_mutually_exclusive_group(required=True)
-    source.add_argument("--csv", help=f"table with a path column and the columns {', '.join(RANKS)}")
-    source.add_argument("--folders", help="folders named as iNat 2021's: 00000_Animalia_..._terrestris/*.jpg")
-    b.add_argument("--image-root", help="where relative paths of the table start; by default its own folder")
-    b.add_argument("--path-column", default="filepath", help="default: filepath")
-    b.add_argument("--samples-per-shard", type=int, default=10_000, help="default: 10000")
-    b.add_argument(
-        "--holdout",
-        type=float,
-        default=0.0,
-        help="share of each taxon's photographs put into OUTPUT/heldout instead of OUTPUT/train",
-    )
-    b.add_argument("--seed", type=int, default=0, help="of the holdout")
-    i = kinds.add_parser("info", help="count samples, taxa, missing ranks and damage")
-    i.set_defaults(command=_info)
-    i.add_argument("data", nargs="+", help="shards: folders, globs or brace ranges")
+    p = commands.add_parser("shards", help="build, split, index, verify or inspect shards")
+    shards_cli.add_actions(p)
 
     p = commands.add_parser("doctor", help="versions, devices and kernel backends of this machine")
     p.set_defaults(command=_doctor)
@@ -205,7 +186,7 @@ def _embed(options: argparse.Namespace) -> int:
     return 1 if pictures.failed else 0
 
 
-# -- shards -----------------------------------------------------------------------------------------------
+# -- labelled shards -----------------------------------------------------------------------------------------------
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -236,55 +217,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if unreadable:
         print(f"bioclip-hc: left out {unreadable} of {len(shards)} images, which cannot be read", file=sys.stderr)
     return 1 if unreadable else 0
-
-
-def _build(options: argparse.Namespace) -> int:
-    from bioclip_hc.data import build
-    from bioclip_hc.data.writer import write_shards
-
-    if not 0 <= options.holdout < 1:
-        raise ValueError(f"--holdout is a share in [0, 1), got {options.holdout}")
-    if options.csv:
-        photos = build.photos_from_csv(options.csv, options.image_root, options.path_column)
-    else:
-        photos = build.photos_from_folders(options.folders)
-    output = Path(options.output)
-    if options.holdout:
-        held_in, held_out = build.split_by_individual(photos, 1 - options.holdout, options.seed)
-        parts = {output / "train": held_in, output / "heldout": held_out}
-    else:
-        parts = {output: photos}
-    skipped: list[build.Skipped] = []
-    for folder, part in parts.items():
-        before = len(skipped)
-        samples = build.read_samples(part, skipped.append)
-        paths = write_shards(samples, folder, samples_per_shard=options.samples_per_shard)
-        print(f"{folder}: {len(part) - len(skipped) + before} photographs, {len(paths)} shard files")
-    for path, reason in skipped:
-        print(f"bioclip-hc: left out {path}: {reason}", file=sys.stderr)
-    return 1 if skipped else 0
-
-
-def _info(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from bioclip_hc.data.shards import ShardSet
-
-    shards = ShardSet(options.data)
-    taxonomy = shards.taxonomy()
-    samples = np.bincount(shards.lineage_index, minlength=len(shards.lineages))
-    known = samples @ np.array([[bool(name) for name in lineage] for lineage in shards.lineages])
-    print(f"{len(shards)} samples in {len(shards.paths)} shards, {len(shards.bad)} unusable records")
-    for r, name in enumerate(RANKS):
-        print(
-            f"  {name:<8} {len(taxonomy.at_rank(r)):>8} taxa   "
-            f"{known[r]:>9} samples known, {len(shards) - known[r]} not"
-        )
-    for name, paths in list(taxonomy.report.conflicts.items())[:20]:
-        print(f"  {name} stands under several parents: " + " | ".join(" > ".join(path) for path in paths))
-    for shard, key, reason in shards.bad[:20]:
-        print(f"  unusable: {shard} {key or '(the shard)'}: {reason}")
-    return 0
 
 
 # -- this machine -----------------------------------------------------------------------------------------

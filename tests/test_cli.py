@@ -1,4 +1,4 @@
-"""bioclip-hc from the command line, on a small model and small shards."""
+"""bioclip-hc from the command line, on a small model and small shards; test_shards_cli.py has `shards`."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with model/, shards/, photos/ and labels.csv."""
+    """A folder with model/, shards/ and photos/."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.json").write_text(json.dumps(ARCHITECTURES["tiny"]))
     torch.manual_seed(0)
@@ -31,12 +31,8 @@ def place(tmp_path_factory):
     Taxonomy.from_lineages(LINEAGES).save(folder / "model" / "taxonomy.json")
     write_pictures(folder / "shards", 24)
     (folder / "photos").mkdir()
-    with (folder / "labels.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["filepath", *RANKS, "common_name"])
-        for i in range(12):
-            (folder / "photos" / f"bird {i}.jpg").write_bytes(picture(i))
-            table.writerow([f"photos/bird {i}.jpg", *LINEAGES[i % 6], ""])
+    for i in range(12):
+        (folder / "photos" / f"bird {i}.jpg").write_bytes(picture(i))
     return folder
 
 
@@ -112,53 +108,6 @@ def test_labels_that_the_taxonomy_lacks_are_told(capsys, place, tmp_path):
     assert "Animalia > Chordata" in err
 
 
-def test_build_and_info(capsys, place, tmp_path):
-    words = ("shards", "build", tmp_path / "out", "--csv", place / "labels.csv", "--holdout", "0.5")
-    code, out, _ = run(capsys, *words)
-    assert code == 0
-    assert "train: 6 photographs" in out
-    assert "heldout: 6 photographs" in out
-    code, out, _ = run(capsys, "shards", "info", tmp_path / "out" / "train")
-    assert code == 0
-    assert "6 samples" in out
-    code, _, err = run(capsys, *words)  # again, over what is there
-    assert code == 2
-    assert str(tmp_path / "out" / "train") in err
-
-
-def test_build_from_folders(capsys, place, tmp_path):
-    for i, lineage in enumerate(LINEAGES[:3]):
-        folder = tmp_path / "photos" / "_".join([f"{i:05d}", *lineage])
-        folder.mkdir(parents=True)
-        (folder / "a.jpg").write_bytes(picture(i))
-    code, out, _ = run(capsys, "shards", "build", tmp_path / "out", "--folders", tmp_path / "photos")
-    assert (code, "3 photographs" in out) == (0, True)
-    _, out, _ = run(capsys, "shards", "info", tmp_path / "out")
-    assert [line.split()[:2] for line in out.splitlines() if line.startswith("  ")] == [
-        [rank, str(len({lineage[: r + 1] for lineage in LINEAGES[:3]}))] for r, rank in enumerate(RANKS)
-    ]
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(place):
-    """`bioclip-hc shards info ... | head -n 0`: the pipe is closed before anything is written."""
-    command = [sys.executable, "-m", "bioclip_hc.cli", "shards", "info", str(place / "shards")]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait(60) == 0
-    process.stderr.close()
-
-
-def test_a_broken_photograph_does_not_stop_a_build(capsys, place, tmp_path):
-    text = (place / "labels.csv").read_text().replace("photos/", f"{place}/photos/")
-    (tmp_path / "labels.csv").write_text(text.replace(f"{place}/photos/bird 3.jpg", "torn.jpg"))
-    (tmp_path / "torn.jpg").write_bytes(picture(0)[:50])
-    code, out, err = run(capsys, "shards", "build", tmp_path / "out", "--csv", tmp_path / "labels.csv")
-    assert code == 1
-    assert "11 photographs" in out
-    assert "torn.jpg" in err
-
-
 def test_doctor_checks_every_live_backend(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
@@ -228,8 +177,6 @@ def test_doctor_says_how_to_check_triton_without_a_gpu():
         (["evaluate", "--model", "MODEL", "--data", "nowhere"], "nowhere"),
         (["predict", "--model", "MODEL", "PHOTOS", "--k", "0"], "k must be at least 1"),
         (["predict", "--model", "MODEL", "EMPTY"], "no pictures"),
-        (["shards", "build", "OUT", "--csv", "nowhere.csv"], "nowhere.csv"),
-        (["shards", "build", "OUT", "--folders", "EMPTY"], "no folders"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(capsys, place, tmp_path, words, message):
@@ -238,7 +185,6 @@ def test_mistakes_are_one_line_and_code_2(capsys, place, tmp_path, words, messag
         "MODEL": place / "model",
         "PHOTOS": place / "photos",
         "EMPTY": tmp_path / "empty",
-        "OUT": tmp_path / "o",
     }
     code, _, err = run(capsys, *(known.get(word, word) for word in words))
     assert code == 2

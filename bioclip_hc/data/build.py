@@ -1,28 +1,34 @@
 """Photographs with lineages, from a CSV or from iNat-style folders, as samples for `write_shards`.
 
 First the list of photographs (paths and labels only, checked whole, so that a wrong label stops a build before it
-begins), then, one at a time, their bytes. Pictures are kept as they are; those that do not decode are left out
-and reported.
+begins), then, a few at a time, their bytes. Pictures are kept as they are, unless smaller ones are asked for; those
+that do not decode are left out and reported.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import io
 import logging
-import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from bioclip_hc.data.captions import format_taxon_tag
 from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import PathLike, Sample
 from bioclip_hc.taxonomy import ALIASES, RANKS, Lineage, as_lineage
 
 logger = logging.getLogger(__name__)
+
+JPEG_QUALITY = 95  # of pictures made smaller: above it files grow faster than what can be seen
 
 
 class Photo(NamedTuple):
@@ -157,20 +163,40 @@ def _key(number: int, path: Path) -> str:
 # -- reading
 
 
-def read_samples(photos: Iterable[Photo], on_skip: OnSkip = log_skipped) -> Iterator[Sample]:
-    """Read the photographs one at a time, leaving out those that do not decode.
+def read_samples(
+    photos: Iterable[Photo], on_skip: OnSkip = log_skipped, *, processes: int = 1, max_side: int | None = None
+) -> Iterator[Sample]:
+    """Read the photographs in their order, leaving out those that do not decode.
 
     Args:
         on_skip: called with each picture that was left out, for instance `skipped.append` of a list.
+        processes: how many read and decode; the samples are the same with any number.
+        max_side: pictures with a longer side, in pixels, become JPEGs that fit into it; others keep their bytes.
     """
-    for photo in photos:
-        image = photo.path.read_bytes()
-        try:
-            decode_image(image)
-        except DecodeError as error:
-            on_skip(Skipped(photo.path, str(error)))
+    read = functools.partial(_read, max_side=max_side)
+    for outcome in in_order(read, photos, processes, died=_died):
+        if isinstance(outcome, Skipped):
+            on_skip(outcome)
         else:
-            yield Sample(photo.key, image, photo.lineage, photo.common_name)
+            yield outcome
+
+
+def _read(photo: Photo, max_side: int | None) -> Sample | Skipped:
+    data = photo.path.read_bytes()
+    try:
+        image = decode_image(data)
+    except DecodeError as error:
+        return Skipped(photo.path, str(error))
+    if max_side is not None and max(image.size) > max_side:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=JPEG_QUALITY)
+        data = file.getvalue()
+    return Sample(photo.key, data, photo.lineage, photo.common_name)
+
+
+def _died(photo: Photo) -> Sample | Skipped:
+    return Skipped(photo.path, "the process that decoded it died")
 
 
 def samples_from_csv(
@@ -217,17 +243,33 @@ def split_by_individual(items: Sequence[L], fraction: float = 0.5, seed: int = 0
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be in [0, 1], got {fraction}")
-    of_taxon: dict[Lineage, list[L]] = defaultdict(list)
-    for item in items:
-        of_taxon[item.lineage].append(item)
-    chosen: set[tuple[Lineage, str]] = set()
-    for lineage, group in of_taxon.items():
-        ranked = sorted(group, key=lambda item: _digest(seed, *item.lineage, item.key))
-        chosen |= {(lineage, item.key) for item in ranked[: math.ceil(fraction * len(group))]}
-    train = [item for item in items if (item.lineage, item.key) in chosen]
-    held_out = [item for item in items if (item.lineage, item.key) not in chosen]
+    row_of: dict[Lineage, int] = {}
+    taxon = np.array([row_of.setdefault(item.lineage, len(row_of)) for item in items], np.int64)
+    lot = np.array([draw_lot(seed, *item.lineage, item.key) for item in items], np.uint64)
+    chosen = choose_share(taxon, lot, fraction).tolist()
+    train = [item for item, kept in zip(items, chosen, strict=True) if kept]
+    held_out = [item for item, kept in zip(items, chosen, strict=True) if not kept]
     return train, held_out
 
 
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+def choose_share(taxon: np.ndarray, lot: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: of the n items of each taxon, the ceil(fraction * n) with the lowest lots; equal lots go together.
+
+    Args:
+        taxon: (N,) int64, any numbers.
+        lot: (N,) uint64, from `draw_lot`.
+    """
+    order = np.lexsort((lot, taxon))
+    _, start, count = np.unique(taxon[order], return_index=True, return_counts=True)
+    take = np.ceil(fraction * count).astype(np.int64)
+    last = lot[order[start + np.maximum(take, 1) - 1]]
+    chosen = np.empty(len(order), bool)
+    chosen[order] = (np.repeat(take, count) > 0) & (lot[order] <= np.repeat(last, count))
+    return chosen
+
+
+def draw_lot(*parts: object) -> int:
+    """A number in [0, 2^64) that depends on the parts alone."""
+    return int.from_bytes(
+        hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,12 @@ class BadSample(NamedTuple):
     shard: str
     key: str
     reason: str
+
+
+def cause(reason: str) -> str:
+    """A reason without the numbers and quotations of the one case, so that cases can be counted."""
+    quoted = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", reason)
+    return re.sub(r"\d+", "N", quoted)
 
 
 class TooManyBadSamples(RuntimeError):

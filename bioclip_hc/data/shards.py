@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from bioclip_hc.data.captions import CAPTION, Label
 from bioclip_hc.data.index import shard_index
+from bioclip_hc.data.keys import decoded, encoded, repeated_keys
 from bioclip_hc.data.names import Found, NameTable, Resolution
 from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.sample import PathLike, Sample
@@ -84,10 +85,8 @@ class ShardSet:
             self.bad += [
                 BadSample(str(path), index.keys[i], found[local[i]][1].reason) for i in np.flatnonzero(label < 0)
             ]
-            # encoded, for millions of str objects would cost a gigabyte in every forked worker
-            keys = np.array([key.encode("utf-8", "surrogatepass") for key in index.keys], dtype=np.bytes_)
             usable = label >= 0
-            self._keys.append(keys[usable])
+            self._keys.append(encoded(index.keys)[usable])
             columns.append(
                 (np.array(index.offset, np.int64)[usable], np.array(index.size, np.int64)[usable], label[usable])
             )
@@ -128,11 +127,15 @@ class ShardSet:
         """The key of sample i."""
         shard = self._shard_number(i)
         key: bytes = self._keys[shard][i - self._start[shard]]
-        return key.decode("utf-8", "surrogatepass")
+        return decoded(key)
 
     def samples_of(self, shard: int) -> range:
         """The numbers of the samples that lie in paths[shard]."""
         return range(int(self._start[shard]), int(self._start[shard + 1]))
+
+    def repeated_keys(self) -> Iterator[tuple[str, list[Path]]]:
+        """Each key that several shards have, and these shards."""
+        return ((key, [self.paths[shard] for shard in shards]) for key, shards in repeated_keys(self._keys))
 
     def shard(self, i: int) -> Path:
         """The shard that holds sample i."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bioclip_hc.data.captions import CAPTION, COMMON, format_taxon_tag, scientific_name
@@ -32,15 +33,9 @@ def write_shards(
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     folder = Path(folder).resolve()  # an absolute path cannot be taken for a webdataset URL
-    folder.mkdir(parents=True, exist_ok=True)
-    if present := sorted(folder.glob("*.tar")):
-        raise FileExistsError(
-            f"{folder} already holds {len(present)} shards ({present[0].name}, ...); "
-            "write to another folder or remove them first"
-        )
     seen: set[str] = set()
     written: list[Path] = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as aside:
+    with whole_or_not_at_all(folder) as (aside,):
         pattern = f"{aside}/{prefix}-".replace("%", "%%") + "%06d.tar"
         fixed = {"mtime": 0, "user": "", "group": "", "encoder": False, "format": "PAX_FORMAT"}
         with ShardWriter(
@@ -57,9 +52,32 @@ def write_shards(
                 writer.write(_members_of(sample))
         if not seen:
             raise ValueError(f"no samples to write into {folder}; check the source's skipped list")
-        for shard in written:
-            os.replace(shard, folder / shard.name)
     return [folder / shard.name for shard in written]
+
+
+@contextmanager
+def whole_or_not_at_all(*folders: Path) -> Iterator[tuple[Path, ...]]:
+    """A place aside for each folder; what lies there at the end of the block is moved into the folder, by name.
+
+    So SHA256SUMS comes before the shards, and a move that is cut off shows as shards missing from the sums.
+
+    Raises:
+        FileExistsError: a folder already holds shards.
+    """
+    with ExitStack() as stack:
+        asides = []
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            if present := sorted(folder.glob("*.tar")):
+                raise FileExistsError(
+                    f"{folder} already holds {len(present)} shards ({present[0].name}, ...); "
+                    "write to another folder or remove them first"
+                )
+            asides.append(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".building-"))))
+        yield tuple(asides)
+        for folder, aside in zip(folders, asides, strict=True):
+            for path in sorted(aside.iterdir()):
+                os.replace(path, folder / path.name)
 
 
 def _members_of(sample: Sample) -> dict[str, str | bytes]:
