@@ -19,6 +19,7 @@ from bioclip_hc.taxonomy import RANKS, Lineage
 
 if TYPE_CHECKING:
     from bioclip_hc.data.build import Skipped
+    from bioclip_hc.data.names import NameTable
     from bioclip_hc.data.quarantine import BadSample
     from bioclip_hc.data.sample import Sample
     from bioclip_hc.data.survey import Survey
@@ -39,6 +40,32 @@ def _data_options(p: argparse.ArgumentParser) -> None:
     """Which shards, and with how many processes: what every action on existing shards takes."""
     p.add_argument("data", nargs="+", metavar="DATA", help="shards: folders, files, globs or brace ranges")
     _process_option(p)
+
+
+def _shards(options: argparse.Namespace) -> list[Path]:
+    """The shards meant."""
+    from bioclip_hc.data.sources import expand_shards
+
+    return expand_shards(options.data)
+
+
+def _name_options(p: argparse.ArgumentParser) -> None:
+    """Where flat captions are looked up."""
+    p.add_argument("--taxonomy", metavar="TABLE", help="table of taxa, to look up the names of flat captions")
+    p.add_argument(
+        "--synonyms", metavar="TABLE", help="table with the columns synonym and accepted, to look up more"
+    )
+
+
+def _names(options: argparse.Namespace) -> NameTable | None:
+    from bioclip_hc.data.names import NameTable
+    from bioclip_hc.taxonomy import Taxonomy
+
+    if options.taxonomy is None:
+        if options.synonyms is not None:
+            raise ValueError("--synonyms goes with --taxonomy, whose names they stand for")
+        return None
+    return NameTable(Taxonomy.read(options.taxonomy), options.synonyms)
 
 
 def _process_option(p: argparse.ArgumentParser) -> None:
@@ -206,7 +233,8 @@ def _add_split(actions: Any) -> None:
         "training, else their family, and so on. Pictures and texts keep their bytes.",
     )
     p.set_defaults(command=_split)
-    p.add_argument("data", metavar="DATA", help="shards: a folder, a file, a glob or a brace range")
+    _data_options(p)
+    _name_options(p)
     p.add_argument("output", metavar="OUTPUT", help="folder for train/ and heldout/")
     p.add_argument("--by", choices=("individual", "species"), required=True)
     p.add_argument(
@@ -220,7 +248,6 @@ def _add_split(actions: Any) -> None:
     which.add_argument("--share", type=float, metavar="SHARE", help="by species: share of the species to hold out")
     which.add_argument("--list", metavar="FILE", help="by species: the ones to hold out, genus and epithet a line")
     p.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
-    _process_option(p)
 
 
 def _split(options: argparse.Namespace) -> int:
@@ -234,7 +261,7 @@ def _split(options: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(ways)} go with --by species")
     if options.by == "species" and (options.fraction is not None or all(way is None for way in ways.values())):
         raise ValueError(f"--by species takes one of {', '.join(ways)}, and no --fraction")
-    shards = ShardSet(options.data)
+    shards = ShardSet(_shards(options), _names(options))
     output = Path(options.output)
     told = ""
     if options.by == "individual":
@@ -301,9 +328,8 @@ def _add_index(actions: Any) -> None:
 
 def _index(options: argparse.Namespace) -> int:
     from bioclip_hc.data.seal import seal
-    from bioclip_hc.data.sources import expand_shards
 
-    paths = expand_shards(options.data)
+    paths = _shards(options)
     mended = left = done = 0
     with _Progress(len(paths), "shards") as progress:
 
@@ -338,16 +364,17 @@ def _add_verify(actions: Any) -> None:
     )
     p.set_defaults(command=_verify)
     _data_options(p)
+    _name_options(p)
     p.add_argument("--jsonl", metavar="FILE", help='write each finding as {"kind", "shard", "key", "reason"}')
 
 
 def _verify(options: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
-    from bioclip_hc.data.sources import expand_shards
     from bioclip_hc.data.verify import Finding, verify
 
-    paths = expand_shards(options.data)
+    names = _names(options)
+    paths = _shards(options)
     with (
         open(options.jsonl, "w") if options.jsonl else nullcontext() as file,
         _Progress(len(paths), "shards") as line,
@@ -361,7 +388,7 @@ def _verify(options: argparse.Namespace) -> int:
             rate = so_far.decoded / max(time.monotonic() - line.begun, 1e-3)
             line(so_far.shards, f", {so_far.decoded} pictures, {rate:.0f} a second")
 
-        verdict = verify(paths, _processes(options), write, show)
+        verdict = verify(paths, _processes(options), names, write, show)
     print(f"{verdict.shards} shards, {verdict.samples} samples, {verdict.decoded} pictures decode")
     for note in _notes(verdict):
         print(f"  note: {_one_line(note, 500)}")
@@ -385,6 +412,8 @@ def _notes(verdict: Verdict) -> Iterable[str]:
 
     if verdict.unsigned:
         yield f"{len(verdict.unsigned)} folders have no SHA256SUMS: no bytes were compared; `shards index` makes it"
+    if verdict.not_looked_up:
+        yield f"{verdict.not_looked_up} samples have flat captions only, which --taxonomy looks up"
     if verdict.stale:
         yield f"{verdict.stale} shards have no index that fits; the first reader makes it, or `shards index`"
     found = ambiguities(Taxonomy.from_lineages(verdict.lineages))
@@ -405,7 +434,7 @@ def _add_inspect(actions: Any) -> None:
     )
     p.set_defaults(command=_inspect)
     _data_options(p)
-    p.add_argument("--taxonomy", metavar="TABLE", help="say how many samples name taxa that this table lacks")
+    _name_options(p)
     p.add_argument("--output", metavar="PAGE", help="write a page: one HTML file that needs nothing else")
     p.add_argument("--pictures", type=_at_least(0), default=60, metavar="N", help="on the page (default 60)")
     p.add_argument(
@@ -421,13 +450,16 @@ def _add_inspect(actions: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     from bioclip_hc.data.shards import ShardSet
     from bioclip_hc.data.survey import survey
-    from bioclip_hc.taxonomy import Taxonomy
 
-    taxonomy = Taxonomy.read(options.taxonomy) if options.taxonomy else None
-    shards = ShardSet(options.data)
+    if options.output and not Path(options.output).parent.is_dir():  # told before the work, not after it
+        raise FileNotFoundError(f"--output {options.output}: there is no folder {Path(options.output).parent}")
+    names = _names(options)
+    shards = ShardSet(_shards(options), names)
     with _Progress(min(options.headers, len(shards)), "headers") as progress:
         found = survey(shards, options.headers, progress)
-    remarks = [shards.unresolved(taxonomy) or f"{options.taxonomy} has every taxon named"] if taxonomy else []
+    remarks = shards.resolution.lines()
+    if names:
+        remarks.append(shards.unresolved(names.taxonomy) or f"{options.taxonomy} has every taxon that they name")
     if options.json:
         print(json.dumps({**found.to_dict(), "remarks": remarks}, indent=2))
     else:

@@ -136,7 +136,7 @@ def test_a_broken_photograph_does_not_stop_a_build(run, place, tmp_path):
         (["inspect", "SHARDS", "--output", "nowhere/page.html"], "nowhere/page.html"),
         (
             ["split", "SHARDS", "OUT", "--by", "individual", "--fraction", "1"],
-            "fraction must be in (0, 1), got 1.0",
+            "must be in (0, 1), got 1.0",
         ),
         (["split", "SHARDS", "OUT", "--by", "individual", "--species", "1"], "go with --by species"),
         (["split", "SHARDS", "OUT", "--by", "species"], "takes one of --species, --share, --list"),

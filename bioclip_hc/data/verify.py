@@ -14,6 +14,7 @@ import numpy as np
 from bioclip_hc.data.decode import DecodeError, decode_image
 from bioclip_hc.data.index import ShardIndex, build_index, kept_index
 from bioclip_hc.data.keys import encoded, repeated_keys
+from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.quarantine import cause
 from bioclip_hc.data.seal import SUMS, missing_shards, read_sums, sha256_of
@@ -26,7 +27,8 @@ class Finding(NamedTuple):
     """Something that is wrong.
 
     Attributes:
-        kind: "checksum", "shard" (the tar, or all of its samples), "index", "sample", "picture" or "key".
+        kind: "checksum", "shard" (the tar, or all of its samples), "index", "sample", "name" (of a taxon),
+            "picture" or "key".
         key: the sample's, "" where it is the shard that is wrong.
     """
 
@@ -45,6 +47,7 @@ class Verdict:
         decoded: pictures among them that decode.
         findings: how many of each (kind, cause), and the first of them.
         lineages: each distinct lineage and its samples.
+        not_looked_up: samples with flat captions, where no table of names was given.
         stale: shards without an index that fits; the first reader makes it, which takes a while.
         unsigned: folders of shards without SHA256SUMS.
     """
@@ -54,6 +57,7 @@ class Verdict:
     decoded: int = 0
     findings: dict[tuple[str, str], tuple[int, Finding]] = field(default_factory=dict)
     lineages: Counter[Lineage] = field(default_factory=Counter)
+    not_looked_up: int = 0
     stale: int = 0
     unsigned: list[Path] = field(default_factory=list)
 
@@ -61,12 +65,16 @@ class Verdict:
 def verify(
     paths: Sequence[Path],
     processes: int = 1,
+    names: NameTable | None = None,
     on_finding: Callable[[Finding], object] = lambda finding: None,
     on_progress: Callable[[Verdict], object] = lambda verdict: None,
 ) -> Verdict:
     """Read shards whole, decode every picture as training does, and report what is wrong; nothing is written.
 
     A shard may be damaged in any way: that is a finding, and the others are looked at all the same.
+
+    Args:
+        names: where flat captions are looked up; a sample whose name it does not resolve is a finding.
     """
     verdict = Verdict()
 
@@ -91,9 +99,8 @@ def verify(
             verdict.samples += len(found.content.keys)
             verdict.stale += found.stale
             keys.append(encoded(found.content.keys))
-            counts = np.bincount(found.content.label, minlength=len(found.content.labels))
-            for (lineage, _), count in zip(found.content.labels, counts.tolist(), strict=True):
-                verdict.lineages[lineage] += count
+            for key, reason in _look_up(found.content, names, verdict):
+                tell("name", found.path, key, reason)
             on_progress(verdict)
             rows = list(zip(found.content.keys, found.content.offset, found.content.size, strict=True))
             yield from (_Chunk(found.path, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK))
@@ -108,6 +115,21 @@ def verify(
         for path in others:
             tell("key", path, key, f"the key is in {str(first)!r} already")
     return verdict
+
+
+def _look_up(index: ShardIndex, names: NameTable | None, verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """Count the lineages of a shard; (key, reason) of the samples whose flat caption tells none."""
+    counts = np.bincount(np.array(index.label, np.int64), minlength=len(index.labels)).tolist()
+    for row, (label, count) in enumerate(zip(index.labels, counts, strict=True)):
+        lineage, reason = label.lineage, ""
+        if not lineage and names is not None:
+            (_, _, reason), lineage, _ = names.label(label)
+        if lineage:
+            verdict.lineages[lineage] += count
+        elif names is None:
+            verdict.not_looked_up += count
+        else:
+            yield from ((key, reason) for key, each in zip(index.keys, index.label, strict=True) if each == row)
 
 
 def _read_all_sums(
