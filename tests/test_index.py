@@ -1,5 +1,6 @@
 """The index of a shard, under damage and attack, and its copy on disk."""
 
+import gzip
 import io
 import json
 import os
@@ -145,10 +146,12 @@ def test_a_broken_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     data[third : third + 100] = b"\xff" * 100
     path.write_bytes(data)
     index = build_index(path)
-    assert index.keys == ["000000", "000001"]
+    assert index.keys == ["000000", "000001", "000003", "000004", "000005"]
     assert index.bad == [
-        ("", f"damaged tar after byte {third} of {len(data)}: no end-of-archive mark, it may be cut off")
+        ("000002", "no image (jpg, jpeg, png, webp); members found: sci.txt, taxontag.txt"),
+        ("", f"damaged tar after byte {third} of {len(data)}: no header; read on at byte {third + 1024}"),
     ]
+    assert index.lost == 1024
 
 
 def test_damage_is_never_past_the_end_of_the_file(tmp_path):
@@ -258,3 +261,45 @@ def test_where_the_index_cannot_be_written_it_is_kept_in_memory(tmp_path):
     (tmp_path / "shard-000000.tar.index.json").mkdir()  # for root, a read-only folder is writable
     assert ShardSet(path).key(0) == "000000"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_page_of_zeros_is_not_taken_for_the_end(tmp_path):
+    """Of an archive's mark of its end the first block alone looks the same."""
+    (path,) = write_shards([sample(i) for i in range(6)], tmp_path)
+    begins = [offset - tarfile.BLOCKSIZE for offset in shard_index(path).offset]
+    data = bytearray(path.read_bytes())
+    data[begins[1] : begins[3]] = bytes(begins[3] - begins[1])
+    path.write_bytes(data)
+    index = build_index(path)
+    assert index.keys == ["000000", "000003", "000004", "000005"]
+    assert index.lost == begins[3] - begins[1]
+    assert index.bad == [
+        (
+            "",
+            f"damaged tar after byte {begins[1]} of {len(data)}: more follows the end-of-archive mark; "
+            f"read on at byte {begins[3]}",
+        )
+    ]
+
+
+def test_samples_in_damaged_parts_are_judged_by_their_bytes(tmp_path):
+    folder = write_shards([sample(i, image=JPEG * 50) for i in range(8)], tmp_path)[0].parent
+    (folder / "another.tar").write_bytes(b"<html>" * 8000)
+    shards = ShardSet(folder)
+    assert len(shards.bad) == 1
+    assert 8 <= shards.lost <= 16  # 48,000 bytes of pictures that take 4,201 each
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_named(tmp_path, kind):
+    write_shards([sample(0)], tmp_path)
+    path = tmp_path / "other.tar"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"other\.tar is not a file"):
+        ShardSet(tmp_path)
+
+
+def test_a_packed_tar_is_told_as_one(tmp_path):
+    path = write_tar(tmp_path / "s.tar", robin("a"))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert "it is packed by gzip, unpack it first" in build_index(path).bad[0][1]

@@ -4,8 +4,6 @@ import json
 import multiprocessing
 from pathlib import Path
 
-import pytest
-
 from bioclip_hc.data.quarantine import Quarantine
 
 
@@ -27,21 +25,19 @@ def test_processes_share_the_quarantine_file(tmp_path):
     assert set(lines[0]) == {"shard", "key", "reason"}
 
 
-def test_too_many_bad_samples_stop_the_run(tmp_path):
-    quarantine = Quarantine(tmp_path / "q.jsonl", limit=0.1)
-    for i in range(50):  # all bad, but too few to judge
-        quarantine.record("s.tar", str(i), "zero bytes")
-    quarantine.use(449)
-    assert quarantine.seen == 499
-    with pytest.raises(
-        RuntimeError, match=r"51 of 500 samples were quarantined, more than the limit of 10%.*zero bytes"
-    ):
-        quarantine.record("s.tar", "last", "zero bytes")
+def test_a_share_is_judged_from_the_hundredth_sample_on():
+    quarantine = Quarantine(limit=0.1)
+    assert quarantine.over_limit(0, 99) == ""
+    assert quarantine.over_limit(0, 100) == "100 of 100 samples were quarantined, more than the limit of 10%"
+    assert quarantine.over_limit(450, 50) == ""
+    assert quarantine.over_limit(449, 51) == "51 of 500 samples were quarantined, more than the limit of 10%"
+    assert Quarantine(limit=1.0).over_limit(0, 500) == ""
 
 
-def test_nothing_but_bad_samples_stops_at_the_hundredth():
-    quarantine = Quarantine(None)
-    for i in range(99):
+def test_the_last_record_is_remembered():
+    quarantine = Quarantine()
+    assert quarantine.last is None
+    for i in range(2):
         quarantine.record("s.tar", str(i), "zero bytes")
-    with pytest.raises(RuntimeError, match="100 of 100 samples"):
-        quarantine.record("s.tar", "99", "zero bytes")
+    assert quarantine.last == ("s.tar", "1", "zero bytes")
+    assert (quarantine.used, quarantine.quarantined, quarantine.seen) == (0, 2, 2)

@@ -474,7 +474,7 @@ def test_what_the_index_finds_is_recorded_apart(setup, tmp_path):
     folder = cut_shards(tmp_path)
     output = tmp_path / "run"
     said = finish(setup, output, "--data.train", str(folder), "--optim.epochs", "0.25")
-    assert "(quarantine-index.jsonl); 1 damaged shard read up to the damage only; the first: " in said
+    assert "(quarantine-index.jsonl); 1 damaged shard, read around the damage; the first: " in said
     records = [json.loads(line) for line in (output / "quarantine-index.jsonl").read_text().splitlines()]
     assert {r["shard"] for r in records} == {str(folder / "shard-000001.tar")}
     assert any(r["reason"].startswith("damaged tar after byte") for r in records)

@@ -40,7 +40,7 @@ class Data:
     """The (samples mod optim.global_batch) at the end of each epoch's own random order: left out, other ones each
     time; or in a last batch of their own, filled up with empty places, which supervise nothing."""
     quarantine_limit: float = 0.1
-    """Share of unreadable samples above which training stops."""
+    """Share of unreadable samples of all processes above which training stops; judged with each line of the log."""
     augmentation: dict[str, Any] = field(default_factory=dict)
     """open_clip's AugmentationCfg: scale, ratio, color_jitter, ..."""
 

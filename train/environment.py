@@ -280,7 +280,8 @@ def unusable(bad: Sequence[BadSample]) -> str:
         return ""
     cut = [sample for sample in bad if not sample.key]
     first = (cut or bad)[0]
-    lost = f"{counted(len(cut), 'damaged shard')} read up to the damage only; " if cut else ""
+    shards = len({sample.shard for sample in cut})
+    lost = f"{counted(shards, 'damaged shard')}, read around the damage; " if cut else ""
     where = f"{first.shard}, {first.key!r}" if first.key else first.shard
     return (
         f"{counted(len(bad), 'unusable place')} in the shards (quarantine-index.jsonl); {lost}the first: {where}: "

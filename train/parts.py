@@ -56,7 +56,8 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
         world_size,
         config.loss.per_process,
     )
-    bad, seen = len(shards.bad), len(shards.bad) + len(shards)
+    bad = len(shards.bad) + shards.lost
+    seen = bad + len(shards)
     if bad > d.quarantine_limit * seen:
         raise ValueError(
             f"{bad} of {seen} samples of {d.train} are unusable, more than data.quarantine_limit = "

@@ -235,6 +235,7 @@ class Training:
     def log(self, output: LossOutput, clock: Clock) -> None:
         """One record; all processes call it."""
         used, quarantined = np.sum(self.counts(), axis=0).tolist()
+        self.judge(used, quarantined)
         order = self.global_order()
         scalars, at_bounds = self.scalars()
         if self.journal is None:
@@ -261,6 +262,14 @@ class Training:
         self.journal.step(record)
         for name in at_bounds:
             self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
+
+    def judge(self, used: int, quarantined: int) -> None:
+        """End the run on all processes where too many of all their samples are unusable; all call it."""
+        if problem := self.quarantine.over_limit(used, quarantined):
+            lasts: list[Any] = [None] * self.world_size
+            dist.all_gather_object(lasts, self.quarantine.last)
+            last = next((f"; the last: {bad[0]}, {bad[1]!r}: {bad[2]}" for bad in lasts if bad), "")
+            raise TooManyBadSamples(f"{problem}{last}; see {self.output / 'quarantine-*.jsonl'}")
 
     def counts(self) -> list[Any]:
         """Samples used and quarantined so far by each process that there is or was; all call it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from bioclip_hc.data.members import Member, group, scan
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PathLike
 from bioclip_hc.taxonomy import as_lineage
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 MAX_EXTENSIONS = 100  # of a shard's members, kept for messages
+MAX_SAVED_BYTES = 1 << 16  # of an index, beside eight times its shard, which names in JSON's escapes may take
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # all but white space; they belong in no name
 
 
 @dataclass
@@ -30,6 +33,7 @@ class ShardIndex:
             index depends on its shard alone.
         extensions: what the members of the samples are, in lower case.
         bad: (key, reason) of all that is not usable; the key is "" for damage of the tar itself.
+        lost: bytes of such damage, in which further samples may lie.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -39,6 +43,7 @@ class ShardIndex:
     labels: list[Label] = field(default_factory=list)
     extensions: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    lost: int = 0
 
 
 def shard_index(path: PathLike) -> ShardIndex:
@@ -47,7 +52,7 @@ def shard_index(path: PathLike) -> ShardIndex:
     The index is kept in `<shard>.index.json` when the folder can be written to.
 
     Raises:
-        ValueError: samples there are, but none has a caption member.
+        ValueError: samples there are, but none has a caption member; or it is no file.
     """
     path = Path(path)
     stamp = _stamp(path)
@@ -94,9 +99,9 @@ def build_index(path: PathLike) -> ShardIndex:
             seen.add(key)
     index.labels = list(label_of)
     index.extensions = sorted(extensions)[:MAX_EXTENSIONS]
-    if damage:
-        index.bad.append(("", damage))
-    elif seen and extensions.isdisjoint((TAGGED, TAGGED_COMMON, *FLAT)):
+    index.bad += [("", str(place)) for place in damage]
+    index.lost = sum(place.lost for place in damage)
+    if seen and not damage and extensions.isdisjoint((TAGGED, TAGGED_COMMON, *FLAT)):
         raise ValueError(
             f"{path}: none of its {len(seen)} samples has the caption member {CAPTION!r}, nor a flat one "
             f"({', '.join(FLAT)}); members found: {', '.join(index.extensions[:20])}"
@@ -126,20 +131,31 @@ def _read_text(file: io.BufferedReader, member: Member) -> str:
     if member.size > MAX_TEXT_BYTES:
         raise ValueError(f"{name} of {member.size} bytes is larger than {MAX_TEXT_BYTES}")
     try:
-        return os.pread(file.fileno(), member.size, member.offset).decode()
+        text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if control := CONTROL.search(text):
+        raise ValueError(f"{name} holds the control character {control[0]!r}")
+    return text
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    """What tells that a kept index is this shard's."""
+    """What tells that a kept index is this shard's.
+
+    Raises:
+        ValueError: it is a folder, or a pipe that would be waited for.
+    """
     stat = path.stat()
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; remove it from the shards, or rename it")
     return {"version": INDEX_VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:
     """The saved index, or None if there is none, it is another shard's, or it is damaged."""
     try:
+        if cache.stat().st_size > MAX_SAVED_BYTES + 8 * stamp["bytes"]:
+            return None
         saved = json.loads(cache.read_bytes())
         if saved.pop("stamp") != stamp:
             return None
@@ -149,6 +165,7 @@ def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:
             for lineage, common, member, text in index.labels
         ]
         index.bad = [(str(key), str(reason)) for key, reason in index.bad]
+        index.lost = int(index.lost)
         return index if _fits(index, stamp["bytes"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -161,7 +178,9 @@ def _fits(index: ShardIndex, total: int) -> bool:
         set(map(type, index.keys)) <= {str}
         and all(column.shape == (len(index.keys),) for column in (offset, size, label))
         and all(column.dtype.kind == "i" for column in (offset, size, label) if column.size)
-        and bool(np.all((offset >= 0) & (size >= 0) & (size <= total) & (offset <= total - size)))
+        and bool(
+            np.all((offset >= 0) & (size >= 0) & (size <= min(total, MAX_IMAGE_BYTES)) & (offset <= total - size))
+        )
         and bool(np.all((label >= 0) & (label < len(index.labels))))
         and all(bool(any(each.lineage)) != bool(each.text) for each in index.labels)
     )

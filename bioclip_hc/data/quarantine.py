@@ -33,11 +33,15 @@ class Quarantine:
     """The record of samples that training met and could not use.
 
     One JSON object a line, {"shard", "key", "reason"}, appended in a single write, so that processes can share the
-    file. Counts are this process's own.
+    file. Counts are this process's own; what is judged are those of all.
 
     Args:
         path: the JSONL file, or None to count only.
         limit: the largest share of samples that may be quarantined, judged from the 100th sample on.
+
+    Attributes:
+        used, quarantined: samples so far.
+        last: the last one that was recorded, if any.
     """
 
     ENOUGH = 100  # samples before a share means anything
@@ -47,6 +51,7 @@ class Quarantine:
         self.limit = limit
         self.used = 0
         self.quarantined = 0
+        self.last: BadSample | None = None
 
     @property
     def seen(self) -> int:
@@ -58,12 +63,9 @@ class Quarantine:
         self.used += count
 
     def record(self, shard: PathLike, key: str, reason: str) -> None:
-        """Count and write down a sample that was not.
-
-        Raises:
-            TooManyBadSamples: more than the limit were quarantined.
-        """
+        """Count and write down a sample that was not."""
         self.quarantined += 1
+        self.last = BadSample(os.fspath(shard), key, reason)
         if self.path is not None:
             line = json.dumps({"shard": os.fspath(shard), "key": key, "reason": reason}) + "\n"
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -71,9 +73,13 @@ class Quarantine:
                 os.write(descriptor, line.encode())
             finally:
                 os.close(descriptor)
-        if self.seen >= self.ENOUGH and self.quarantined > self.limit * self.seen:
-            where = f"; see {self.path}" if self.path else ""
-            raise TooManyBadSamples(
-                f"{self.quarantined} of {self.seen} samples were quarantined, more than the limit of "
-                f"{self.limit:.0%}; the last: {os.fspath(shard)}, {key!r}: {reason}{where}"
-            )
+
+    def over_limit(self, used: int, quarantined: int) -> str:
+        """A sentence on counts that a run must end at, "" if they are within the limit.
+
+        A share of a few samples means nothing, and that of one process of many is a matter of luck.
+        """
+        seen = used + quarantined
+        if seen < self.ENOUGH or quarantined <= self.limit * seen:
+            return ""
+        return f"{quarantined} of {seen} samples were quarantined, more than the limit of {self.limit:.0%}"

@@ -47,6 +47,7 @@ class ShardSet:
         lineages: the distinct lineages of all samples.
         lineage_index: (N,) int64, each sample's row in `lineages`.
         bad: what the shards hold that is not among the N samples.
+        lost: about how many more samples may lie in parts that are damaged, by their bytes.
         resolution: how their captions told their taxa, or why not, counted.
 
     Args:
@@ -67,6 +68,7 @@ class ShardSet:
         admitted: dict[Label, tuple[int, Found]] = {}  # -> its place in `said`
         said: dict[tuple[Lineage, str], int] = {}
         columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        lost = 0  # bytes
         for path in self.paths:  # one index at a time: as Python's objects, all of them would fill gigabytes
             index = shard_index(path)
             if names is None and index.labels and not any(label.lineage for label in index.labels):
@@ -82,6 +84,7 @@ class ShardSet:
                 self.resolution.count(how, samples)
             label = np.array([row for row, _ in found], dtype=np.int32)[local]
             self.bad += [BadSample(str(path), *record) for record in index.bad]
+            lost += index.lost
             self.bad += [
                 BadSample(str(path), index.keys[i], found[local[i]][1].reason) for i in np.flatnonzero(label < 0)
             ]
@@ -96,6 +99,7 @@ class ShardSet:
             others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
             raise ValueError(f"no usable sample in {self.paths[0]}{others}{reason}")
         self._offset, self._size, self._label = (np.concatenate(column) for column in zip(*columns, strict=True))
+        self.lost = lost * len(self) // max(1, int(self._size.sum()))
         row_of: dict[Lineage, int] = {}
         lineage_of_label = [row_of.setdefault(lineage, len(row_of)) for lineage, _ in said]
         self.lineages: list[Lineage] = list(row_of)

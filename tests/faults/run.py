@@ -30,11 +30,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "train"), str(ROOT / "tests"), str(ROOT / 
 import documents  # noqa: E402
 import torch  # noqa: E402
 
-from faults import damage, exact, kills, nonfinite, order, saving, signals, silence, soak  # noqa: E402
+from faults import damage, exact, kills, nonfinite, order, samples, saving, signals, silence, soak  # noqa: E402
 from faults.lab import Case, Laboratory, Lane, Missed, Outcome, Skip  # noqa: E402
 
 # in the order of the table; (row, the counts of a full run)
-ROWS: tuple[Any, ...] = (kills, exact, order, order.Epochs, damage, saving, silence, nonfinite, signals, soak)
+ROWS: tuple[Any, ...] = (
+    kills,
+    exact,
+    order,
+    order.Epochs,
+    damage,
+    samples,
+    saving,
+    silence,
+    nonfinite,
+    signals,
+    soak,
+)
 FOLDER = ROOT / "runs" / "faults"
 BEGIN, END = "<!-- faults:begin -->", "<!-- faults:end -->"
 HEAD = ("fault", "promise", "injected", "survived", "seen", "repeat with")

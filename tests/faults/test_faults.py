@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from faults import damage, kills, lab, nonfinite, order, run
+from faults import damage, kills, lab, nonfinite, order, run, samples
 from faults.lab import Case, Laboratory, Lane, Missed, Outcome, Skip
 
 ONE_EACH = [
@@ -16,6 +16,11 @@ ONE_EACH = [
     (order, "order, loaders, changed in mid-epoch, 2 x 1 to step 5 then 4 x 4 to step 12"),
     (order.Epochs, "epochs, W - 1 shards, 4 x 1, pad"),
     (damage, "damage, positions 0 to 49"),
+    (samples, "samples, cut 48 to 59"),
+    (samples, "samples, EXIF rotations 1 to 8"),
+    (samples, "samples, a header overwritten with zeros"),
+    (samples, "samples, training on all, 2 x 2"),
+    (samples, "samples, limit, met by two processes"),
     (nonfinite, "nonfinite, nan in gradient, stop, 2 processes"),
 ]
 
@@ -64,6 +69,9 @@ def test_counts_of_a_full_run():
     assert count["exactness"] >= 20
     assert sum(case.facts.get("positions", 0) for case in damage.cases()) >= 1000
     assert run.soak.cases()[0].facts["steps"] >= 5000
+    kinds = [case.facts["specimen"] for case in samples.cases() if "specimen" in case.facts]
+    assert len(set(kinds)) == len(kinds) >= 180
+    assert sum(case.kind == "cuts of a tar" for case in samples.cases()) * samples.CUTS >= 100
     for row in run.ROWS:
         names = [case.name for case in row.cases()]
         assert len(names) == len(set(names))
