@@ -19,7 +19,7 @@ ONE_EACH = [
     (samples, "samples, cut 48 to 59"),
     (samples, "samples, EXIF rotations 1 to 8"),
     (samples, "samples, a header overwritten with zeros"),
-    (samples, "samples, training on all, 2 x 2"),
+    (samples, "samples, training, JPEG cut in its header"),
     (samples, "samples, limit, met by two processes"),
     (nonfinite, "nonfinite, nan in gradient, stop, 2 processes"),
 ]
