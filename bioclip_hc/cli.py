@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(command=_evaluate)
     _model_options(p)
     p.add_argument("--data", required=True, help="shards: a folder, a glob or a brace range")
+    p.add_argument("--synonyms", help="table (columns synonym, accepted) for names that the taxonomy lacks")
     p.add_argument("--output", help="folder for report.json and report.html")
 
     p = commands.add_parser("shards", help="build, split, index, verify or inspect shards")
@@ -190,6 +191,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from bioclip_hc.data.names import NameTable
     from bioclip_hc.data.shards import ShardSet
     from bioclip_hc.evaluation import Report, Row, chance
     from bioclip_hc.evaluation.benchmark import evaluate
@@ -199,7 +201,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = resolve_folder(options.model)
     taxonomy = read_taxonomy(folder, options.taxonomy)
     model, preprocess, tokenizer = load(folder, device=_device(options.device))
-    shards = ShardSet(options.data)
+    shards = ShardSet(options.data, NameTable(taxonomy, options.synonyms))
+    if shards.resolution.flat:
+        print(f"bioclip-hc: {shards.resolution}", file=sys.stderr)
     if unresolved := shards.unresolved(taxonomy):
         print(f"bioclip-hc: {unresolved}", file=sys.stderr)
     outcome = evaluate(model, preprocess, tokenizer, shards, taxonomy)

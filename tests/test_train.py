@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from shards_by_hand import write_tar
 from small_run import (
     ARCHITECTURES,
     LINEAGES,
@@ -18,6 +19,7 @@ from small_run import (
     environment,
     finish,
     finish_together,
+    picture,
     start,
     wait_for_step,
     write_pictures,
@@ -145,6 +147,52 @@ def test_a_run_does_not_go_on_with_other_data(setup, tmp_path):
     assert "shards changed since the run in" in printed
     (tmp_path / "elsewhere.tar").rename(shards / "shard-000002.tar")
     finish(setup, output, "--data.train", str(shards), "--resume")
+
+
+def flat_shards(folder, captions):
+    """Shards in the form of open_clip: a picture and a text."""
+    members = [
+        (f"{i:04d}.{extension}", data)
+        for i, caption in enumerate(captions)
+        for extension, data in (("jpg", picture(i)), ("txt", caption.encode()))
+    ]
+    folder.mkdir()
+    return write_tar(folder / "flat.tar", members)
+
+
+def test_names_are_looked_up_in_the_taxonomy_and_the_synonyms_of_a_run(setup, tmp_path):
+    table, synonyms = tmp_path / "taxa.csv", tmp_path / "synonyms.csv"
+    table.write_text(
+        "kingdom,phylum,class,order,family,genus,species\n"
+        "Animalia,Chordata,Aves,,Turdidae,Turdus,migratorius\n"
+        "Plantae,Tracheophyta,,,Rosaceae,Rosa,canina\nAnimalia,Chordata,Aves,,Muscicapidae,Oenanthe,\n"
+        "Plantae,Tracheophyta,,,Apiaceae,Oenanthe,\n"
+    )
+    synonyms.write_text("synonym,accepted\nMerula migratoria,Turdus migratorius\n")
+    captions = ["a photo of Rosa canina.", "Merula migratoria", "Plantae Tracheophyta Rosaceae Rosa canina"] * 14
+    flat = flat_shards(tmp_path / "shards", [*captions, "Oenanthe", "Oenanthe", "a photo of a cat."])
+    output, data = tmp_path / "run", ("--data.train", str(flat), "--data.taxonomy", str(table))
+    more = (*data, "--data.synonyms", str(synonyms))
+    said = finish(setup, output, *more, "--run.stop-after", "2")
+    assert "names      taxa of 42 samples: 14 by path, 14 by name, 14 by synonym" in said
+    assert "2 unusable: name '...' is ambiguous; the first: " in said
+    assert "1 unusable: name '...' is not in the taxonomy; the first: " in said
+    records = [json.loads(line) for line in (output / "quarantine-index.jsonl").read_text().splitlines()]
+    assert [r["key"] for r in records] == ["0042", "0043", "0044"]
+    assert records[0]["reason"].startswith(
+        "name 'Oenanthe' is ambiguous: Animalia > Chordata > Aves > Muscicapidae > "
+    )
+
+    moved = synonyms.rename(tmp_path / "elsewhere.csv")
+    moved.write_text("synonym,accepted\nMerula migratoria,Rosa canina\n")
+    printed = finish(setup, output, *data, "--data.synonyms", str(moved), "--resume", code=2)
+    assert "shards changed since the run in" in printed
+    assert "data.synonyms" in printed
+    moved.write_text("synonym,accepted,source\nMerula migratoria,Turdus,\nMerula migratoria,Turdus migratorius,\n")
+    printed = finish(setup, output, *data, "--data.synonyms", str(moved), "--resume", code=2)
+    assert "data.quarantine_limit" in printed
+    moved.write_text("synonym,accepted\nFelis catus,Rosa\nMerula migratoria,Turdus migratorius\n")
+    finish(setup, output, *data, "--data.synonyms", str(moved), "--resume", "--run.stop-after", "3")
 
 
 def test_fp16_without_fp16_is_refused_by_name(setup, tmp_path, monkeypatch):
@@ -513,7 +561,7 @@ MISTAKES = {
     "a pipe": (lambda s, t: ["--data.train", "pipe:cat x.tar"], ["only local files are read"]),
     "no captions": (
         lambda s, t: ["--data.train", no_captions(s, t / "tars")],
-        ["none of its 1 samples has the caption member 'taxonTag.txt'; members found: jpg, txt"],
+        ["none of its samples has the tagged caption 'taxonTag.txt' (members found: jpg, txt)", "--data.taxonomy"],
     ),
     "unknown rank": (lambda s, t: ["--data.ranks", "genuss"], ["'genuss'", "genus"]),
     "batch below ranks": (lambda s, t: ["--optim.global-batch", "6"], ["= 6 is smaller than the number of ranks"]),

@@ -25,7 +25,10 @@ class Data:
     train: str = ""
     """Shards: a folder, a glob, or a brace range such as "tol/shard-{000000..000063}.tar"; several by commas."""
     taxonomy: str = ""
-    """Table of taxa (.csv, .csv.gz, or a saved .json); empty: the taxa of the shards' own lineages."""
+    """Table of taxa (.csv, .csv.gz, or a saved .json); empty: the taxa of the shards' own lineages. Captions
+    that do not tell their lineage (open_clip's txt) are looked up in it."""
+    synonyms: str = ""
+    """Table (.csv, .csv.gz; columns synonym, accepted) for names that the taxonomy lacks."""
     ranks: tuple[str, ...] = RANKS
     """Ranks that supervise."""
     sampler: Literal["all", "balanced", "uniform", "deepest"] = "all"
@@ -158,7 +161,7 @@ OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
 OWN = frozenset({"data.workers", "run.output", "run.threads", "run.trackers"})
 """Keys that a process may have for itself; run.output is the first one's, and must be one folder."""
 
-POINTERS = frozenset({"data.train", "data.taxonomy"})
+POINTERS = frozenset({"data.train", "data.taxonomy", "data.synonyms"})
 """Keys whose spelling is free where what they point at is compared instead."""
 
 
@@ -194,6 +197,7 @@ def check(config: Config) -> Config:
     """
     data, model, loss, optim, run = config.data, config.model, config.loss, config.optim, config.run
     _need(data.train, "data.train is empty; name the shards (a folder, a glob or a brace range)")
+    _need(data.taxonomy or not data.synonyms, "data.synonyms needs data.taxonomy, whose names it adds to")
     _need(run.output, "run.output is empty; name a folder for this run")
     _need(data.ranks, "data.ranks is empty; name at least one rank")
     for name in data.ranks:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from bioclip_hc.data.loader import TrainingBatches
-from bioclip_hc.data.quarantine import BadSample
+from bioclip_hc.data.quarantine import BadSample, by_cause
 from bioclip_hc.data.samplers import EMPTY, supervise, unique_texts
 from bioclip_hc.kernels.backends import BACKENDS, why_not
 from bioclip_hc.model import HierarchicalCLIP
@@ -33,6 +33,7 @@ from engine import deepspeed_config
 TRAINING_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a parameter as the towers see it
 BUCKET = 500_000_000  # elements; DeepSpeed's reduce_bucket_size
 PREFETCH = 2  # batches that torch's loader lets every worker run ahead
+CAUSES = 12  # of unusable samples that are told one by one
 LOOK_AT = 3  # batches in which texts are counted
 STATES = ("parameters", "gradients", "bucket", "optimizer", "texts")  # what a process holds beside activations
 
@@ -274,19 +275,29 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def unusable(bad: Sequence[BadSample]) -> str:
-    """A sentence on what the shards hold that training will never meet; "" where there is nothing."""
+def unusable(bad: Sequence[BadSample]) -> list[str]:
+    """What the shards hold that training will never meet: a sentence on all of it, and one on each cause of it."""
     if not bad:
-        return ""
+        return []
     cut = [sample for sample in bad if not sample.key]
-    first = (cut or bad)[0]
     shards = len({sample.shard for sample in cut})
     lost = f"{counted(shards, 'damaged shard')}, read around the damage; " if cut else ""
-    where = f"{first.shard}, {first.key!r}" if first.key else first.shard
-    return (
-        f"{counted(len(bad), 'unusable place')} in the shards (quarantine-index.jsonl); {lost}the first: {where}: "
-        f"{first.reason}"
-    )
+    found = [
+        f"{counted(len(bad), 'unusable place')} in the shards (quarantine-index.jsonl); {lost}the first: "
+        f"{_place((cut or list(bad))[0])}"
+    ]
+    causes = list(by_cause(bad).items())
+    for why, samples in causes[:CAUSES] if len(causes) > 1 else []:
+        found.append(f"{len(samples):,} unusable: {why}; the first: {_place(samples[0])}")
+    if len(causes) > CAUSES:
+        rest = sum(len(samples) for _, samples in causes[CAUSES:])
+        found.append(f"{rest:,} unusable for {counted(len(causes) - CAUSES, 'other reason')}")
+    return found
+
+
+def _place(sample: BadSample) -> str:
+    """Where it is, and why it cannot be used."""
+    return f"{sample.shard}{f', {sample.key!r}' if sample.key else ''}: {sample.reason}"
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:

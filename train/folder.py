@@ -163,8 +163,10 @@ def same_inputs(path: Path, found: dict[str, Any]) -> None:
         began = _read_json(path)
         changed = [name for name in found if found[name] != began.get(name)]
         if changed:
+            found_by = " (samples, or the taxa that data.taxonomy and data.synonyms give their captions)"
+            hint = found_by if "shards" in changed else ""
             raise ValueError(
-                f"{' and '.join(changed)} changed since the run in {path.parent} began; restore what it had, "
+                f"{' and '.join(changed)} changed since the run in {path.parent} began{hint}; restore what it had, "
                 "or give run.output another folder"
             )
 

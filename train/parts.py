@@ -6,6 +6,7 @@ import dataclasses
 
 from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.samplers import BatchPlan
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
@@ -42,8 +43,9 @@ def build_model(config: Config) -> HierarchicalCLIP:
 def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, world_size: int) -> TrainingBatches:
     """Shards, taxonomy, texts and the plan of the run's batches."""
     d = config.data
-    shards = ShardSet([spec.strip() for spec in d.train.split(",")])
-    taxonomy = Taxonomy.read(d.taxonomy) if d.taxonomy else shards.taxonomy()
+    table = NameTable(Taxonomy.read(d.taxonomy), d.synonyms or None) if d.taxonomy else None
+    shards = ShardSet([spec.strip() for spec in d.train.split(",")], table)
+    taxonomy = table.taxonomy if table else shards.taxonomy()
     batches = TrainingBatches(
         shards,
         taxonomy,

@@ -146,8 +146,11 @@ class Training:
                 self.journal.say(line)
             for problem in environment.warnings(facts):
                 self.journal.warn_once(problem, problem)
-            if unusable := environment.unusable(self.batches.shards.bad):
-                self.journal.warn_once("unusable", unusable)
+            if self.batches.shards.resolution.flat:
+                for line in self.batches.shards.resolution.lines():
+                    self.journal.say(f"names      {line}")
+            for problem in environment.unusable(self.batches.shards.bad):
+                self.journal.warn_once(problem, problem)
             if unresolved := self.batches.shards.unresolved(self.batches.taxonomy):
                 self.journal.warn_once("unresolved", unresolved)
             for problem in skipped:

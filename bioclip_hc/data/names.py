@@ -98,7 +98,7 @@ class NameTable:
                     ways.setdefault(taxon, "common name")
         if not ways:
             ways = {self.synonyms[name]: "synonym" for name in names if name in self.synonyms}
-        shown = short(names[0]) if names else "''"
+        shown = short(names[-1]) if names else "''"  # what is left when all is taken off that may be
         if len(ways) > 1:
             return Found(-1, "ambiguous", f"name {shown} is ambiguous: {self._paths(ways)}")
         if ways:
@@ -146,7 +146,7 @@ class NameTable:
                 self.synonyms[synonym] = self.find(names, scientific=True).taxon
 
     def _paths(self, taxa: Iterable[int]) -> str:
-        paths = [" > ".join(self.taxonomy.path(t)) for t in sorted(taxa)]
+        paths = sorted(" > ".join(self.taxonomy.path(t)) for t in taxa)
         more = f" | and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
         return " | ".join(paths[:SHOWN]) + more
 
@@ -189,11 +189,13 @@ class Resolution:
         resolved: way (of `RESOLVED`) -> samples.
         unresolved: kind of reason -> samples. They are in `ShardSet.bad` too, each with its reason.
         examples: kind of reason -> a few of these reasons.
+        refused: the synonyms that are not used, see `NameTable`.
     """
 
     resolved: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESOLVED, 0))
     unresolved: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def flat(self) -> int:
@@ -217,6 +219,8 @@ class Resolution:
         for kind, count in sorted(self.unresolved.items(), key=lambda item: -item[1]):
             examples = "; ".join(self.examples[kind])
             found.append(f"{count} samples left out, {kind}: {examples}")
+        for synonym, reason in list(self.refused.items())[:1]:
+            found.append(f"{len(self.refused)} synonyms not used; the first: {short(synonym)}: {reason}")
         return found
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,16 @@ class BadSample(NamedTuple):
 def cause(reason: str) -> str:
     """A reason without the numbers and quotations of the one case, so that cases can be counted."""
     quoted = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", reason)
-    return re.sub(r"\d+", "N", quoted)
+    told = re.sub(r"( is ambiguous| is not used): .*", r"\1", quoted)  # what a name may mean is its own affair
+    return re.sub(r"\d+", "N", told)
+
+
+def by_cause(bad: Iterable[BadSample]) -> dict[str, list[BadSample]]:
+    """The samples of each cause, the most frequent first."""
+    causes: dict[str, list[BadSample]] = {}
+    for sample in bad:
+        causes.setdefault(cause(sample.reason), []).append(sample)
+    return dict(sorted(causes.items(), key=lambda item: -len(item[1])))
 
 
 class TooManyBadSamples(RuntimeError):

@@ -63,7 +63,7 @@ class ShardSet:
         self._descriptors: dict[int, int] = {}
         self.paths = expand_shards(paths)
         self.bad: list[BadSample] = []
-        self.resolution = Resolution()
+        self.resolution = Resolution(refused=names.refused if names else {})
         self._keys: list[np.ndarray] = []
         admitted: dict[Label, tuple[int, Found]] = {}  # -> its place in `said`
         said: dict[tuple[Lineage, str], int] = {}
