@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("evaluate", help="coarse-to-fine and top-down accuracy on labelled shards")
     p.set_defaults(command=_evaluate)
     _model_options(p)
-    p.add_argument("--data", required=True, help="shards: a folder, a glob or a brace range")
+    p.add_argument("--data", required=True, help="shards: a folder, a glob, a brace range or a URL")
+    shards_cli.source_options(p)
     p.add_argument("--synonyms", help="table (columns synonym, accepted) for names that the taxonomy lacks")
     p.add_argument("--output", help="folder for report.json and report.html")
 
@@ -193,6 +194,7 @@ def _embed(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bioclip_hc.data.names import NameTable
     from bioclip_hc.data.shards import ShardSet
+    from bioclip_hc.data.urls import shown
     from bioclip_hc.evaluation import Report, Row, chance
     from bioclip_hc.evaluation.benchmark import evaluate
     from bioclip_hc.model import load, resolve_folder
@@ -201,15 +203,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     folder = resolve_folder(options.model)
     taxonomy = read_taxonomy(folder, options.taxonomy)
     model, preprocess, tokenizer = load(folder, device=_device(options.device))
-    shards = ShardSet(options.data, NameTable(taxonomy, options.synonyms))
+    shards = ShardSet(shards_cli.named_shards(options), NameTable(taxonomy, options.synonyms))
     if shards.resolution.flat:
         print(f"bioclip-hc: {shards.resolution}", file=sys.stderr)
     if unresolved := shards.unresolved(taxonomy):
         print(f"bioclip-hc: {unresolved}", file=sys.stderr)
     outcome = evaluate(model, preprocess, tokenizer, shards, taxonomy)
-    rows = [Row("chance", "", options.data, chance(outcome.truth, taxonomy))]
-    rows += [Row(folder.name, protocol, options.data, s) for protocol, s in outcome.scores().items()]
-    report = Report(f"{options.model} on {options.data}", rows)
+    name = shown(options.data)
+    rows = [Row("chance", "", name, chance(outcome.truth, taxonomy))]
+    rows += [Row(folder.name, protocol, name, s) for protocol, s in outcome.scores().items()]
+    report = Report(f"{options.model} on {name}", rows)
     print(report.table())
     if options.output:
         output = Path(options.output)

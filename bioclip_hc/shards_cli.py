@@ -38,15 +38,27 @@ def add_actions(p: argparse.ArgumentParser) -> None:
 
 def _data_options(p: argparse.ArgumentParser) -> None:
     """Which shards, and with how many processes: what every action on existing shards takes."""
-    p.add_argument("data", nargs="+", metavar="DATA", help="shards: folders, files, globs or brace ranges")
+    p.add_argument("data", nargs="+", metavar="DATA", help="shards: folders, files, globs, brace ranges or URLs")
+    source_options(p)
     _process_option(p)
 
 
-def _shards(options: argparse.Namespace) -> list[Path]:
-    """The shards meant."""
+def source_options(p: argparse.ArgumentParser) -> None:
+    """How shards that are elsewhere come here; `named_shards` heeds it."""
+    p.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="of remote shards; by default bioclip_hc/shards in $XDG_CACHE_HOME or ~/.cache",
+    )
+    p.add_argument("--allow-pipe", action="store_true", help="run pipe:COMMAND and take its output for a shard")
+
+
+def named_shards(options: argparse.Namespace) -> list[Path]:
+    """The shards meant by `options.data`, remote ones fetched."""
+    from bioclip_hc.data.cache import say
     from bioclip_hc.data.sources import expand_shards
 
-    return expand_shards(options.data)
+    return expand_shards(options.data, cache=options.cache, allow_pipe=options.allow_pipe, say=say)
 
 
 def _name_options(p: argparse.ArgumentParser) -> None:
@@ -261,7 +273,7 @@ def _split(options: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(ways)} go with --by species")
     if options.by == "species" and (options.fraction is not None or all(way is None for way in ways.values())):
         raise ValueError(f"--by species takes one of {', '.join(ways)}, and no --fraction")
-    shards = ShardSet(_shards(options), _names(options))
+    shards = ShardSet(named_shards(options), _names(options))
     output = Path(options.output)
     told = ""
     if options.by == "individual":
@@ -329,7 +341,7 @@ def _add_index(actions: Any) -> None:
 def _index(options: argparse.Namespace) -> int:
     from bioclip_hc.data.seal import seal
 
-    paths = _shards(options)
+    paths = named_shards(options)
     mended = left = done = 0
     with _Progress(len(paths), "shards") as progress:
 
@@ -374,7 +386,7 @@ def _verify(options: argparse.Namespace) -> int:
     from bioclip_hc.data.verify import Finding, verify
 
     names = _names(options)
-    paths = _shards(options)
+    paths = named_shards(options)
     with (
         open(options.jsonl, "w") if options.jsonl else nullcontext() as file,
         _Progress(len(paths), "shards") as line,
@@ -450,11 +462,12 @@ def _add_inspect(actions: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     from bioclip_hc.data.shards import ShardSet
     from bioclip_hc.data.survey import survey
+    from bioclip_hc.data.urls import shown
 
     if options.output and not Path(options.output).parent.is_dir():  # told before the work, not after it
         raise FileNotFoundError(f"--output {options.output}: there is no folder {Path(options.output).parent}")
     names = _names(options)
-    shards = ShardSet(_shards(options), names)
+    shards = ShardSet(named_shards(options), names)
     with _Progress(min(options.headers, len(shards)), "headers") as progress:
         found = survey(shards, options.headers, progress)
     remarks = shards.resolution.lines()
@@ -467,7 +480,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.output:
         from bioclip_hc.evaluation.contact_sheet import page, thumbnails
 
-        title = f"Shards of {', '.join(options.data)}"
+        title = f"Shards of {', '.join(map(shown, options.data))}"
         html = page(found, thumbnails(shards, found.headers, options.pictures), title, remarks)
         Path(options.output).write_text(html, encoding="utf-8")
         print(f"page: {options.output}", file=sys.stderr if options.json else sys.stdout)

@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import remote_server as lab
@@ -21,6 +23,8 @@ from bioclip_hc.data.sources import expand_shards
 from bioclip_hc.data.urls import parse
 
 QUICK = Limits(connect=5, silence=0.6, slowest=1e4, attempts=4, progress=1000, backoff=0.01, longest=0.2, total=60)
+
+TWICE = replace(QUICK, attempts=2)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_what_mends_ends_with_the_exact_bytes(server, body, tmp_path, fault):
 
 
 LASTS = {
-    "no answer": (lab.silent, r"4 attempts .* silent for 0\.6 s"),
+    "no answer": (lab.silent, r"attempts .* silent for 0\.6 s"),
     "stalls": (lab.stalls, r"silent for 0\.6 s"),
     "drips": (lab.drips, r"bytes in \d s"),
     "drips headers": (lab.drips_headers, r"bytes in \d s"),
@@ -166,7 +170,7 @@ def test_what_lasts_ends_with_one_clear_error(server, tmp_path, fault):
     url = server.does(FIRST, *[behaviour] * 50)
     start = time.monotonic()
     with pytest.raises(OSError, match=f"^{url}: .*{said}"):
-        fetch(url, folder=tmp_path)
+        fetch(url, folder=tmp_path, limits=TWICE if "silent" in said or "bytes in" in said else QUICK)
     assert time.monotonic() - start < 30
     assert not list(tmp_path.rglob("*.tar"))
     if fault in ONCE:
@@ -387,3 +391,231 @@ def test_a_cache_without_locks_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setattr(caches.filelock.FileLock, "acquire", no_locks)
     with pytest.raises(OSError, match="has no locks; name a cache on a local disk"):
         fetch(server.url + FIRST, folder=tmp_path)
+
+
+# -- whole sets --------------------------------------------------------------------------------------------
+
+
+def test_a_set_over_http_is_the_local_one(server, shards, tmp_path):
+    local = ShardSet(shards)
+    urls = server.url.replace("http://", "http://ann:secret@") + "/set/shard-{000000..000002}.tar?sig=x"
+    with_sums(server)
+    remote = ShardSet(expand_shards(urls, cache=tmp_path / "cache"))
+    mixed = ShardSet(
+        expand_shards([urls.replace("{000000..000002}", "000001"), shards[2], shards[0]], cache=tmp_path)
+    )
+    for other in (remote, mixed):
+        assert len(other) == len(local)
+        assert all(other.read(i) == local.read(i) for i in range(len(local)))
+        assert other.fingerprints() == local.fingerprints()
+    asked = [headers.get("Authorization") for headers in server.headers]
+    assert asked == ["Basic YW5uOnNlY3JldA=="] * len(asked)
+    written = "".join(p.read_text() for p in tmp_path.rglob("source.json"))
+    assert "secret" not in written
+    assert "sig" not in written
+
+
+def test_a_redirect_to_another_host_is_not_given_the_password(server, body, tmp_path):
+    with lab.serving() as other:
+        other.files["/b.tar"] = body
+        url = server.does(FIRST, lab.redirect(other.url + "/b.tar")).replace("http://", "http://ann:secret@")
+        fetch(url, folder=tmp_path)
+        assert "Authorization" in server.headers[-1]
+        assert other.headers
+        assert not any("Authorization" in headers for headers in other.headers)
+
+
+def test_https_is_not_left_for_http_and_other_schemes_are_unknown(server, tmp_path):
+    """The rule of redirects is asked directly, for there is no certificate here that a client would take."""
+    url = server.url.replace("http:", "https:") + FIRST
+    with pytest.raises(OSError, match=f"^{url}: not fetched"):  # a server that speaks plain http
+        fetch(url, folder=tmp_path)
+    opener = download._opener(QUICK)
+    request = download.urllib.request.Request("https://example.org/a.tar")
+    rule = next(handler for handler in opener.handlers if isinstance(handler, download._Redirects))
+    with pytest.raises(OSError, match=r"redirects from https: to http:, which is not followed"):
+        rule.http_error_302(request, io.BytesIO(), 302, "Found", {"location": "http://example.org/a.tar"})
+    assert set(opener.handle_open) == {"http", "https"}
+
+
+# -- the hub and object stores -----------------------------------------------------------------------------
+
+COMMIT = "ffa2a31" + "0" * 33
+HUB = f"/datasets/tree/of-life/resolve/{COMMIT}/set/"
+
+
+@pytest.fixture
+def hub(server, shards, monkeypatch):
+    """The fake hub's address of the first shard; huggingface_hub itself asks it."""
+    import huggingface_hub.constants as constants
+
+    def head(handler):
+        data = server.files.get(handler.path)
+        if data is None:
+            lab.status(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)(handler, b"")
+        elif getattr(server, "gated", False):
+            lab.status(403, X_Error_Code="GatedRepo")(handler, b"")
+        else:
+            mark = f'"{hashlib.sha256(data).hexdigest()}"'
+            handler.head(200, X_Repo_Commit=COMMIT, ETag=mark, Content_Length=len(data))
+
+    monkeypatch.setattr(lab.Handler, "do_HEAD", head, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    server.files = {HUB + path.name: path.read_bytes() for path in shards}
+    return f"hf://datasets/tree/of-life@{COMMIT}/set/shard-000000.tar"
+
+
+def test_the_hub_is_read_at_a_commit_and_checked(server, hub, body, tmp_path):
+    server.does(HUB + "shard-000000.tar", lab.corrupts)  # of the right length: huggingface_hub takes it for good
+    (path,) = fetch(hub, folder=tmp_path)
+    assert path.read_bytes() == body
+    assert server.count(HUB + "shard-000000.tar") == 2
+    assert ShardSet(path).fingerprints().keys() == {"shard-000000.tar"}
+    asked = len(server.asked)
+    assert fetch(hub, folder=tmp_path) == [path]
+    assert len(server.asked) == asked
+    assert "s3cret" not in "".join(p.read_text() for p in tmp_path.rglob("*.json"))
+
+
+def test_what_the_hub_lacks_or_guards_is_said_at_once(server, hub, tmp_path, monkeypatch):
+    with pytest.raises(
+        OSError, match=r"^hf://.*: the hub has no such dataset, commit or file.*RemoteEntryNotFound"
+    ):
+        fetch(hub.replace("000000", "000009"), folder=tmp_path)
+
+    monkeypatch.setattr(server, "gated", True, raising=False)
+    with pytest.raises(OSError, match="the dataset asks for your consent") as error:
+        fetch(hub, folder=tmp_path)
+    assert "s3cret" not in str(error.value)
+
+
+def test_an_object_store_is_read_in_pieces_and_gone_on_with(shards, body, tmp_path, monkeypatch):
+    """Through fsspec, with a store of this test's own under the name s3."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        protocol = ("s3",)
+        store, pseudo_dirs, cachable = {}, [""], False
+        fail, asked = 0, []
+
+        def cat_file(self, path, start=None, end=None, **more):
+            Store.asked.append((path.rpartition("/")[2], start, end))
+            if start == 20_000 and Store.fail:
+                Store.fail -= 1
+                raise ConnectionError("the store hangs up: https://store/a?sig=s3cret")
+            return super().cat_file(path, start, end, **more)
+
+        def ukey(self, path):
+            return hashlib.sha256(self.cat_file(path)).hexdigest()
+
+    monkeypatch.setattr(download, "STORE_PIECE", 10_000)
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: Store())
+    Store().pipe("s3://bucket/set/shard-000000.tar", body)
+    url = "s3://bucket/set/shard-000000.tar"
+    Store.fail = 2
+    (path,) = fetch(url, folder=tmp_path / "a")
+    assert path.read_bytes() == body
+    starts = [start for name, start, _ in Store.asked if start is not None]
+    assert starts == [0, 10_000, 20_000, 20_000, *range(20_000, len(body), 10_000)]
+    Store.fail = 99
+    with pytest.raises(OSError, match=r"^s3://bucket/set/shard-000000.tar: not fetched in 4 .*hangs up") as error:
+        fetch(url, folder=tmp_path / "b")
+    assert "s3cret" not in str(error.value)
+    Store.fail = 0
+    Store().pipe("s3://bucket/set/SHA256SUMS", f"{'0' * 64}  shard-000000.tar\n".encode())
+    with pytest.raises(OSError, match=r"its SHA-256 is .* and should be 0000"):
+        fetch(url, folder=tmp_path / "c")
+    with pytest.raises(OSError, match="the store has no such object"):
+        fetch("s3://bucket/set/none.tar", folder=tmp_path)
+
+
+def test_a_store_without_its_package_names_it(tmp_path, monkeypatch):
+    import fsspec
+
+    def none(scheme):
+        raise ImportError("Install gcsfs")
+
+    monkeypatch.setattr(fsspec, "filesystem", none)
+    with pytest.raises(OSError, match=r"^gs://bucket/a\.tar: gs:// needs the package gcsfs: pip install gcsfs"):
+        fetch("gs://bucket/a.tar", folder=tmp_path)
+
+
+# -- commands ----------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_run_where_that_is_allowed(shards, tmp_path):
+    spec = f"pipe:cat {shards[0].parent}/shard-00000{{0..2}}.tar | cat"
+    paths = expand_shards(spec, cache=tmp_path, allow_pipe=True)
+    assert [path.name for path in paths] == [path.name for path in shards]
+    assert ShardSet(paths).fingerprints() == ShardSet(shards).fingerprints()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("cat {shard}; echo no more >&2; exit 3", "2 attempts .* ended with code 3: no more"),
+        ("no-such-program-here {shard}", "ended with code 127"),
+        ("head -c 5000 {shard}; kill -9 $$", "ended with code -9"),
+        ("cat {shard}; sleep 50", r"silent for 0\.6 s"),
+        ("exec sleep 50", r"silent for 0\.6 s"),
+        ("exec >&-; sleep 50", r"did not end in 0\.6 s"),
+        ("true", "it is empty"),
+        ("echo '<html>'", "a page, not a tar"),
+    ],
+)
+def test_a_command_that_fails_leaves_nothing(shards, tmp_path, command, said):
+    with pytest.raises(OSError, match=f"^pipe:{command.split()[0]} \\.\\.\\.: .*{said}"):
+        fetch(f"pipe:{command.format(shard=shards[0])}", folder=tmp_path, allow_pipe=True, limits=TWICE)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_no_command_is_reached_otherwise(server, hub, tmp_path, monkeypatch):
+    """From lists of shards, redirects and checksums; tests/test_remote_training.py tries configurations."""
+    monkeypatch.setattr(caches, "Limits", lambda: QUICK)
+    bait = tmp_path / "bait"
+    tried = [
+        "pipe:touch {}", "PIPE:touch {}", " pipe:touch {}", "pipe::touch {}", "|touch {}", "$(touch {})",
+        "`touch {}`", "; touch {}", "file://pipe:touch {}", "https://pipe:touch {}", "s3::pipe:touch {}",
+        "pipe://touch {}", "{{a,pipe:touch {}}}", "{{pipe:,x}}touch {}", "http+pipe:touch {}",
+        "https://127.0.0.1:1/$(touch {}).tar", "https://127.0.0.1:1/a.tar;touch {}",
+        hub.replace("set/", ";touch {};"), hub.replace("shard", "$(touch {})"), hub.replace("tree/", "|touch {}/"),
+    ]  # fmt: skip
+    for spec in (spec.format(bait) for spec in tried):
+        with pytest.raises((ValueError, OSError)):
+            expand_shards([spec], cache=tmp_path / "c")
+        with pytest.raises((ValueError, OSError)):
+            fetch(spec, folder=tmp_path / "c")
+    server.files["/set/SHA256SUMS"] = f"{'0' * 64}  pipe:touch {bait}\npipe:touch {bait}\n".encode()
+    server.does(FIRST, lab.redirect(f"pipe:touch%20{bait}"))
+    with pytest.raises(OSError, match="redirects from http: to pipe:"):
+        fetch(server.url + FIRST, folder=tmp_path / "c")
+    assert not bait.exists()
+
+
+def test_the_command_line_reads_shards_from_elsewhere(server, tmp_path, capsys):
+    from bioclip_hc.cli import main
+
+    url = server.url.replace("http://", "http://ann:s3cret@") + "/set/shard-{000000..000002}.tar"
+    page = tmp_path / "page.html"
+    words = [
+        "shards",
+        "inspect",
+        url,
+        "--cache",
+        str(tmp_path / "cache"),
+        "--processes",
+        "1",
+        "--output",
+        str(page),
+    ]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "48 samples in 3 shards" in printed.out
+    assert "fetched 3 of 3 remote shards" in printed.err
+    assert "s3cret" not in printed.out + printed.err + page.read_text()
+    assert main(["shards", "inspect", "pipe:touch x"]) == 2
+    assert "only with --allow-pipe on the command line" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def provenance(
 def without_paths(config: Config) -> dict[str, Any]:
     """The configuration without the folders of the machine it ran on; files keep their names."""
     table = config.to_dict()
-    for key in ("train", "taxonomy", "synonyms"):
+    for key in ("train", "taxonomy", "synonyms", "cache"):
         del table["data"][key]
     for key in ("architecture", "pretrained"):
         table["model"][key] = Path(table["model"][key]).name

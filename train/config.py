@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bioclip_hc.data.urls import shown, split_specs
 from bioclip_hc.taxonomy import RANKS, rank_index
 
 
@@ -23,7 +24,10 @@ class Data:
     """What is trained on."""
 
     train: str = ""
-    """Shards: a folder, a glob, or a brace range such as "tol/shard-{000000..000063}.tar"; several by commas."""
+    """Shards: a folder, a glob, or a brace range such as "tol/shard-{000000..000063}.tar"; several by commas. Files
+    and ranges may be https://, hf://datasets/OWNER/NAME@COMMIT/..., s3:// (docs/data.md)."""
+    cache: str = ""
+    """Folder that remote shards are fetched into; empty: bioclip_hc/shards in $XDG_CACHE_HOME or ~/.cache."""
     taxonomy: str = ""
     """Table of taxa (.csv, .csv.gz, or a saved .json); empty: the taxa of the shards' own lineages. Captions
     that do not tell their lineage (open_clip's txt) are looked up in it."""
@@ -46,6 +50,10 @@ class Data:
     """Share of unreadable samples of all processes above which training stops; judged with each line of the log."""
     augmentation: dict[str, Any] = field(default_factory=dict)
     """open_clip's AugmentationCfg: scale, ratio, color_jitter, ..."""
+
+    def shown(self) -> str:
+        """What is trained on, without users and signatures of its addresses."""
+        return ",".join(map(shown, split_specs(self.train)))
 
 
 @dataclass(frozen=True)
@@ -145,20 +153,22 @@ class Config:
     run: Run = field(default_factory=Run)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Nested JSON types, as they are written and compared: addresses of shards show no secrets."""
+        table = json.loads(json.dumps(dataclasses.asdict(self)))
+        table["data"]["train"] = self.data.shown()
+        return table
 
 
 FREE_TO_CHANGE = {
-    "data.workers", "run.output", "run.micro_batch", "run.on_nonfinite", "run.threads", "run.log_every",
-    "run.save_every", "run.keep", "run.stop_after", "run.silence", "run.trackers",
+    "data.cache", "data.workers", "run.output", "run.micro_batch", "run.on_nonfinite", "run.threads",
+    "run.log_every", "run.save_every", "run.keep", "run.stop_after", "run.silence", "run.trackers",
 }  # fmt: skip
 """Keys that a resumed run may change: they leave its numbers alone (run.micro_batch: but for the order of sums)."""
 
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
 """DeepSpeed moves to the host what it shards."""
 
-OWN = frozenset({"data.workers", "run.output", "run.threads", "run.trackers"})
+OWN = frozenset({"data.cache", "data.workers", "run.output", "run.threads", "run.trackers"})
 """Keys that a process may have for itself; run.output is the first one's, and must be one folder."""
 
 POINTERS = frozenset({"data.train", "data.taxonomy", "data.synonyms"})

@@ -15,6 +15,7 @@ from bioclip_hc.model import HierarchicalCLIP, create_model, get_tokenizer
 from bioclip_hc.taxonomy import Taxonomy
 
 from config import Config
+from fetch import bring
 from guard import batch_norms
 
 
@@ -40,11 +41,13 @@ def build_model(config: Config) -> HierarchicalCLIP:
     return model
 
 
-def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, world_size: int) -> TrainingBatches:
-    """Shards, taxonomy, texts and the plan of the run's batches."""
+def build_batches(
+    config: Config, model: HierarchicalCLIP, world_rank: int, world_size: int, allow_pipe: bool = False
+) -> TrainingBatches:
+    """Shards (for `allow_pipe` see `bring`), taxonomy, texts and the plan of the batches; all processes call it."""
     d = config.data
     table = NameTable(Taxonomy.read(d.taxonomy), d.synonyms or None) if d.taxonomy else None
-    shards = ShardSet([spec.strip() for spec in d.train.split(",")], table)
+    shards = ShardSet(bring(d, allow_pipe), table)
     taxonomy = table.taxonomy if table else shards.taxonomy()
     batches = TrainingBatches(
         shards,
@@ -62,12 +65,12 @@ def build_batches(config: Config, model: HierarchicalCLIP, world_rank: int, worl
     seen = bad + len(shards)
     if bad > d.quarantine_limit * seen:
         raise ValueError(
-            f"{bad} of {seen} samples of {d.train} are unusable, more than data.quarantine_limit = "
+            f"{bad} of {seen} samples of {d.shown()} are unusable, more than data.quarantine_limit = "
             f"{d.quarantine_limit}; the first: {shards.bad[0].shard}, {shards.bad[0].key!r}: {shards.bad[0].reason}"
         )
     if not (batches.lineage_taxa >= 0).any():
         raise ValueError(
-            f"no sample of {d.train} has a taxon at the ranks {', '.join(d.ranks)} in "
+            f"no sample of {d.shown()} has a taxon at the ranks {', '.join(d.ranks)} in "
             f"{d.taxonomy or 'its lineages'}; is it the taxonomy of these shards?"
         )
     return batches

@@ -5,6 +5,7 @@
     srun python train/train.py CONFIG.toml ...                                the tasks of a Slurm job
     deepspeed --hostfile hosts train/train.py CONFIG.toml ...                 several machines
     any of these with --dry-run: two steps; memory, time and disk of the run; run.output is left alone
+    any of these with --allow-pipe: shards may be written pipe:COMMAND, and the command is run
 
 A run owns the folder run.output: config.json, log.jsonl, quarantine-*.jsonl, checkpoints/, model/. SIGTERM and
 SIGUSR1 finish the step, save a checkpoint, and exit with 143; run again with --resume to go on. Ctrl-C ends at
@@ -58,7 +59,8 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("--local_rank")]  # deepspeed's launcher adds it
     resume = "--resume" in words
     dry = "--dry-run" in words
-    words = [word for word in words if word not in ("--resume", "--dry-run")]
+    allow_pipe = "--allow-pipe" in words
+    words = [word for word in words if word not in ("--resume", "--dry-run", "--allow-pipe")]
     if not words or words[0].startswith("-"):
         print(__doc__)
         return 0 if {"-h", "--help"} & set(words) else 2
@@ -66,9 +68,10 @@ def main(arguments: list[str]) -> int:
         config = read_config(words[0], words[1:])
         check_precision(config.run.precision)
         if not dry:
-            return train(config, resume, Training.go)
+            return train(config, resume, Training.go, allow_pipe)
         with TemporaryDirectory(prefix="bioclip_hc-") as folder:
-            return train(elsewhere(config, folder), False, lambda run: rehearse(run, Path(config.run.output)))
+            output = Path(config.run.output)
+            return train(elsewhere(config, folder), False, lambda run: rehearse(run, output), allow_pipe)
     except (ValueError, OSError, TooManyBadSamples, TrainingStopped) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -78,11 +81,11 @@ def main(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def train(config: Config, resume: bool, through: Callable[[Training], int]) -> int:
+def train(config: Config, resume: bool, through: Callable[[Training], int], allow_pipe: bool = False) -> int:
     """Set everything up, go `through` the run, clean up; returns the exit code."""
     output = Path(config.run.output)
     with world(config.run.threads), Watch(config.run.silence) as watch, claimed(output, config, resume) as found:
-        run = Training(config, *found, watch)
+        run = Training(config, *found, watch, allow_pipe)
         try:
             if resume and found[0] is None and run.journal:
                 run.journal.say(f"nothing to resume in {output}; the run begins")
@@ -105,7 +108,9 @@ def leave(number: int, frame: Any) -> None:
 class Training:
     """Everything one process holds during a run."""
 
-    def __init__(self, config: Config, saved: Path | None, skipped: list[str], watch: Watch) -> None:
+    def __init__(
+        self, config: Config, saved: Path | None, skipped: list[str], watch: Watch, allow_pipe: bool = False
+    ) -> None:
         self.config, self.watch = config, watch
         self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = (
@@ -117,7 +122,9 @@ class Training:
         local_slice(config.optim.global_batch, self.world_rank, self.world_size)  # refuses what does not divide
         seed_everything(config.run.seed)
         self.model = build_model(config)
-        self.batches = build_batches(config, self.model, self.world_rank, self.world_size)
+        watch.at(0, "bringing shards")
+        self.batches = build_batches(config, self.model, self.world_rank, self.world_size, allow_pipe)
+        watch.at(0, "starting")
         self.inputs = inputs(self.model, self.batches)
         need_alike({**common_keys(config), **self.inputs})
         same_inputs(self.output / "inputs.json", self.inputs)

@@ -305,10 +305,10 @@ class Downloads:
             raise Permanent(f"{part.path} cannot be written ({error.strerror}); mend that, or name another cache")
         if isinstance(error, Transient):
             return error
-        said = str(error) or type(error).__name__
+        said = redacted(str(error)).strip() or type(error).__name__
         if isinstance(error, http.client.IncompleteRead):
             said = "the connection ended in the middle"
-        return Transient(f"{said.strip()}")
+        return Transient(said)
 
     def _locked(self, path: Path) -> filelock.AcquireReturnProxy:
         """The lock of a shard, held.

@@ -495,7 +495,9 @@ def _from_hub(address: Address, part: Part, limits: Limits, meter: Meter) -> Non
     """A link to the file in the hub's own cache: the user's, or under the cache that was named."""
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()  # one for each shard, beside our one line
     repository, _, rest = address.target.partition("@")
     commit, _, path = rest.partition("/")
     part.path.unlink(missing_ok=True)

@@ -119,7 +119,7 @@ def _pipe(command: str, allowed: bool) -> Address:
 def _hub(spec: str, where: str) -> Address:
     match = _HUB.fullmatch("hf" + spec[2:])
     if match is None:
-        pinned = "@" in spec.removeprefix("hf://datasets/").partition("://")[0]
+        pinned = "@" in spec
         raise ValueError(
             f"{where}: write hf://datasets/OWNER/NAME@COMMIT/PATH.tar"
             + ("" if pinned else "; without @COMMIT the shards could change under a run: copy the commit from the "
