@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+from shards_by_hand import ROBIN_TAG, robin, write_tar
 from small_run import LINEAGES, environment, picture, write_pictures
 
 from bioclip_hc.cli import main
@@ -119,6 +122,138 @@ def test_a_broken_photograph_does_not_stop_a_build(run, place, tmp_path):
     assert "torn3.jpg" in line
 
 
+# -- shards that there are
+
+
+@pytest.fixture
+def copy(place, tmp_path):
+    """A copy of the shards, without what lies beside them."""
+    (tmp_path / "copy").mkdir()
+    for path in (place / "shards").glob("*.tar"):
+        shutil.copy(path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def damage(folder):
+    """Spoil a picture; returns its shard and key."""
+    shards = ShardSet(folder)
+    data = shards.shard(3).read_bytes()
+    shards.shard(3).chmod(0o644)
+    image = shards.read(3).image
+    shards.shard(3).write_bytes(data.replace(image, bytes(len(image))))
+    return shards.shard(3), shards.key(3)
+
+
+def test_index(run, copy):
+    assert run("index", copy, "--check")[0] == 1
+    code, out, _ = run("index", copy)
+    assert (code, out.splitlines()[-1]) == (0, "2 shards; 4 things mended")
+    assert checked(copy) == 0
+    assert run("index", copy, "--check")[:2] == (0, "2 shards, nothing stale\n")
+    shard, _ = damage(copy)
+    code, out, _ = run("index", copy)
+    assert (code, f"{shard} is not what SHA256SUMS says\n" in out) == (1, True)
+    assert checked(copy) != 0
+    assert run("index", copy, "--accept")[0] == 0
+    assert checked(copy) == 0
+
+
+def test_verify(run, copy):
+    code, out, _ = run("verify", copy)
+    assert code == 0
+    assert "24 samples, 24 pictures decode" in out
+    assert "1 folders have no SHA256SUMS" in out
+    assert out.endswith("nothing wrong\n")
+    run("index", copy)
+    shard, key = damage(copy)
+    code, out, _ = run("verify", copy, "--jsonl", copy / "findings.jsonl", "--processes", "2")
+    assert code == 1
+    assert "24 samples, 23 pictures decode" in out
+    assert "2 findings" in out
+    lines = [json.loads(line) for line in (copy / "findings.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["shard"], line["key"]) for line in lines] == [
+        ("checksum", str(shard), ""), ("picture", str(shard), key),
+    ]  # fmt: skip
+    assert all(line["reason"] for line in lines)
+
+
+def test_verify_looks_flat_captions_up(run, tmp_path):
+    members = {}
+    for key, name in (("1", "Turdus merula"), ("2", "Nemo nemo")):
+        members |= {f"{key}.jpg": picture(0), f"{key}.txt": f"a photo of {name}.".encode()}
+    write_tar(tmp_path / "flat.tar", members)
+    with (tmp_path / "taxa.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([RANKS, *LINEAGES])
+    (tmp_path / "more.csv").write_text("synonym,accepted\nNemo nemo,Corvus corax\n")
+    code, out, _ = run("verify", tmp_path / "flat.tar")
+    assert (code, "2 samples have flat captions only" in out) == (0, True)
+    code, out, _ = run("verify", tmp_path / "flat.tar", "--taxonomy", tmp_path / "taxa.csv")
+    assert (code, "name '...' is not in the taxonomy" in out) == (1, True)
+    both = ("--taxonomy", tmp_path / "taxa.csv", "--synonyms", tmp_path / "more.csv")
+    assert run("verify", tmp_path / "flat.tar", *both)[0] == 0
+    code, out, _ = run("inspect", tmp_path / "flat.tar", *both)
+    assert "taxa of 2 samples: 1 by name, 1 by synonym" in out
+    assert "has every taxon that they name" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["individual"], "heldout: 12 samples of 6 lineages"),
+        (["individual", "--fraction", "0.75"], "heldout: 6 samples of 6 lineages"),
+        (["species", "--species", "2"], "held out 2 of 5 species"),
+        (["species", "--share", "0.4"], "held out 2 of 5 species"),
+        (["species", "--list", "LIST"], "held out 1 of 5 species; in training keep 1 their genus"),
+    ],
+)
+def test_split(run, place, tmp_path, words, told):
+    (tmp_path / "list").write_text("Turdus merula\n")
+    words = [tmp_path / "list" if word == "LIST" else word for word in words]
+    code, out, _ = run("split", place / "shards", tmp_path / "out", "--by", *words)
+    assert (code, told in out) == (0, True)
+    parts = [ShardSet(tmp_path / "out" / part) for part in ("train", "heldout")]
+    assert sum(map(len, parts)) == 24
+    assert run("verify", tmp_path / "out" / "train", tmp_path / "out" / "heldout")[1].endswith("nothing wrong\n")
+    assert run("split", place / "shards", tmp_path / "out", "--by", *words)[0] == 2  # over what is there
+    if words[0] == "species":
+        again = ("--list", tmp_path / "out" / "heldout-species.txt")
+        assert run("split", place / "shards", tmp_path / "again", "--by", "species", *again)[0] == 0
+        for path in (tmp_path / "out").rglob("*.tar"):
+            assert (tmp_path / "again" / path.relative_to(tmp_path / "out")).read_bytes() == path.read_bytes()
+
+
+def test_split_tells_what_it_leaves_out(run, tmp_path):
+    members = {f"{i}.{end}": data for i in range(4) for end, data in (("jpg", picture(i)), ("pkl", b"x"))}
+    write_tar(tmp_path / "s.tar", members | {f"{i}.taxonTag.txt": ROBIN_TAG.encode() for i in range(4)})
+    assert run("split", tmp_path / "s.tar", tmp_path / "out", "--by", "individual")[0] == 2  # none is usable
+    members = {name: data for i in range(4) for name, data in robin(f"{i}", jpg=picture(i), pkl=b"x").items()}
+    write_tar(tmp_path / "s.tar", members | {"lost.jpg": b"x"})
+    code, out, _ = run("split", tmp_path / "s.tar", tmp_path / "out", "--by", "individual")
+    assert code == 1
+    assert "neither pictures nor texts: 4 .pkl" in out
+    assert "left out 1 unusable records" in out
+
+
+def test_inspect(run, place, tmp_path):
+    code, out, _ = run("inspect", place / "shards", "--output", tmp_path / "page.html", "--pictures", "7")
+    assert code == 0
+    assert "24 samples in 2 shards" in out
+    assert [line.split()[:2] for line in out.splitlines() if " taxa " in line and "known" in line] == [
+        [rank, str(len({lineage[: r + 1] for lineage in LINEAGES if lineage[r]}))] for r, rank in enumerate(RANKS)
+    ]
+    assert "Aves 12" in out
+    html = (tmp_path / "page.html").read_text()
+    assert html.count("<figure") == 7
+    code, out, err = run(
+        "inspect", place / "shards", "--json", "--output", tmp_path / "page.html", "--headers", "9"
+    )
+    assert code == 0
+    assert "page.html" in err
+    found = json.loads(out)
+    assert (found["samples"], found["pictures"]["looked_at"]) == (24, 9)
+    assert found["ranks"][3] == {"rank": "order", "taxa": 3, "known": 20, "missing": 4}
+
+
 # -- mistakes
 
 
@@ -131,6 +266,7 @@ def test_a_broken_photograph_does_not_stop_a_build(run, place, tmp_path):
         (["index", "EMPTY"], "no *.tar in this folder"),
         (["verify", "nowhere"], "nowhere"),
         (["verify", "SHARDS", "--jsonl", "nowhere/f.jsonl"], "nowhere/f.jsonl"),
+        (["verify", "SHARDS", "--synonyms", "LIST"], "--synonyms goes with --taxonomy"),
         (["inspect", "nowhere"], "nowhere"),
         (["inspect", "SHARDS", "--taxonomy", "nowhere.csv"], "nowhere.csv"),
         (["inspect", "SHARDS", "--output", "nowhere/page.html"], "nowhere/page.html"),
@@ -164,8 +300,8 @@ def test_mistakes_are_one_line_and_code_2(run, place, tmp_path, words, message):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(place):
-    """`bioclip-hc shards inspect ... | head -n 0`: the pipe is closed before anything is written."""
-    command = [sys.executable, "-m", "bioclip_hc.cli", "shards", "inspect", str(place / "shards")]
+    """`bioclip-hc shards index ... | head -n 0`: the pipe is closed before anything is written."""
+    command = [sys.executable, "-m", "bioclip_hc.cli", "shards", "index", str(place / "shards")]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""

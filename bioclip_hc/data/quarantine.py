@@ -24,7 +24,7 @@ def cause(reason: str) -> str:
     """A reason without the numbers and quotations of the one case, so that cases can be counted."""
     quoted = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", reason)
     told = re.sub(r"( is ambiguous| is not used): .*", r"\1", quoted)  # what a name may mean is its own affair
-    return re.sub(r"\d+", "N", told)
+    return re.sub(r"\b\d+\b", "N", told)
 
 
 def by_cause(bad: Iterable[BadSample]) -> dict[str, list[BadSample]]:

@@ -69,7 +69,7 @@ class Texts:
         count: distinct texts, one for each lineage.
         quantiles: 50%, 99% and 100% of their lengths.
         cut, cut_samples: texts longer than CONTEXT, and samples that have them.
-        longest: (tokens, text), the longest first.
+        longest: (tokens, text), the longest first; of a text, MAX_CHARACTERS are counted.
     """
 
     count: int

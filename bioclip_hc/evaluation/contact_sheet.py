@@ -109,6 +109,7 @@ th{font-weight:600}
 th:first-child,td:first-child,.text{text-align:left}
 .text{overflow-wrap:anywhere}
 .panels .text{overflow-wrap:normal}
+.text:not(:first-child){padding-left:.9rem}
 tr:last-child td{border-bottom:0}
 .bar{width:34%;min-width:4.5rem;padding-right:0}
 .bar i{display:block;height:.72rem;margin-top:.32rem;border-radius:.2rem;background:var(--series-0)}
@@ -117,7 +118,7 @@ figure{margin:0}
 .card{background:var(--soft);border-radius:.6rem;overflow:hidden;font-size:.8rem;line-height:1.35;min-width:0}
 .frame{position:relative;aspect-ratio:4/3;display:grid;place-items:center;
 background:color-mix(in srgb,var(--ink) 13%,var(--paper))}
-.frame img{width:100%;height:100%;object-fit:contain;display:block;position:absolute;inset:0}
+.frame img{width:100%;height:100%;object-fit:scale-down;display:block;position:absolute;inset:0}
 .frame p{margin:.8rem;overflow-wrap:anywhere;font-size:.78rem}
 .why{position:absolute;left:.4rem;top:.4rem;background:var(--ink);color:var(--paper);padding:.05rem .45rem;
 border-radius:1rem;font-size:.7rem;opacity:.88}
@@ -144,7 +145,7 @@ def page(survey: Survey, pictures: Sequence[Thumbnail], title: str, remarks: Seq
         _tiles(survey),
         *(f'<p class="note">{_shown(remark, 600)}</p>' for remark in remarks),
         '<div class="panels">',
-        _panel("Ranks", _ranks(survey)),
+        _panel("Samples by rank", _ranks(survey)),
         _panel("Pictures per species", _tail(survey)),
         _panel("Largest classes", _largest(survey)),
         _panel("Width and height", _sizes(survey.headers)),
@@ -255,16 +256,17 @@ def _ranks(survey: Survey) -> str:
         )
         for rank in survey.ranks
     )
-    return _table(("rank", "taxa", "", "samples that name it", "that do not"), rows)
+    return _table(("rank", "taxa", "", "known", "missing"), rows)
 
 
 def _tail(survey: Survey) -> str:
     most = max((part.species for part in survey.tail), default=0)
     if not most:
         return '<p class="note">No sample names a species.</p>'
+    last = max(i for i, part in enumerate(survey.tail) if part.species)
     rows = (
         (part.label, _bar(part.species / most), _number(part.species), _number(part.samples))
-        for part in survey.tail
+        for part in survey.tail[: last + 1]
     )
     return _table(("pictures", "", "species", "samples"), rows)
 
