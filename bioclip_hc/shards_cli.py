@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -20,7 +19,6 @@ from bioclip_hc.taxonomy import RANKS, Lineage
 if TYPE_CHECKING:
     from bioclip_hc.data.build import Skipped
     from bioclip_hc.data.names import NameTable
-    from bioclip_hc.data.quarantine import BadSample
     from bioclip_hc.data.sample import Sample
     from bioclip_hc.data.survey import Survey
     from bioclip_hc.data.verify import Verdict
@@ -131,22 +129,6 @@ def _count_table(rows: Iterable[tuple[int, str, str]]) -> str:
     )
 
 
-def _by_cause(cases: Iterable[tuple[object, str]]) -> list[tuple[int, str, str]]:
-    """Rows for `_count_table` of (what, reason)."""
-    from bioclip_hc.data.quarantine import cause
-
-    first: dict[str, str] = {}
-    number = Counter[str]()
-    for what, reason in cases:
-        first.setdefault(cause(reason), str(what))
-        number[cause(reason)] += 1
-    return [(number[reason], reason, what) for reason, what in first.items()]
-
-
-def _bad_by_cause(bad: Iterable[BadSample]) -> list[tuple[int, str, str]]:
-    return _by_cause((f"{shard} {key}".strip(), reason) for shard, key, reason in bad)
-
-
 def _one_line(text: str, width: int = 200) -> str:
     """A text of the data as a terminal may show it."""
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: width + 1])
@@ -190,6 +172,7 @@ def _add_build(actions: Any) -> None:
 
 def _build(options: argparse.Namespace) -> int:
     from bioclip_hc.data import build
+    from bioclip_hc.data.quarantine import BadSample, count_causes
     from bioclip_hc.data.seal import seal
     from bioclip_hc.data.writer import whole_or_not_at_all, write_shards
 
@@ -229,7 +212,8 @@ def _build(options: argparse.Namespace) -> int:
     for path, reason in skipped:
         print(f"bioclip-hc: left out {_one_line(str(path))}: {_one_line(reason)}", file=sys.stderr)
     if len(skipped) > 1:
-        print(f"left out {len(skipped)} of {len(photos)}:\n" + _count_table(_by_cause(skipped)))
+        causes = count_causes(BadSample(str(path), "", reason) for path, reason in skipped)
+        print(f"left out {len(skipped)} of {len(photos)}:\n" + _count_table(causes))
     return 1 if skipped else 0
 
 
@@ -266,6 +250,7 @@ def _split(options: argparse.Namespace) -> int:
     import numpy as np
 
     from bioclip_hc.data import split
+    from bioclip_hc.data.quarantine import count_causes
     from bioclip_hc.data.shards import ShardSet
 
     ways = {"--species": options.species, "--share": options.share, "--list": options.list}
@@ -302,7 +287,7 @@ def _split(options: argparse.Namespace) -> int:
         endings = ", ".join(f"{number} .{_one_line(end, 20)}" for end, number in outcome.left_behind.most_common())
         print(f"members not copied, for they are neither pictures nor texts: {endings}")
     if shards.bad:
-        print(f"left out {len(shards.bad)} unusable records:\n" + _count_table(_bad_by_cause(shards.bad)))
+        print(f"left out {len(shards.bad)} unusable records:\n" + _count_table(count_causes(shards.bad)))
     return 1 if shards.bad else 0
 
 

@@ -35,6 +35,14 @@ def by_cause(bad: Iterable[BadSample]) -> dict[str, list[BadSample]]:
     return dict(sorted(causes.items(), key=lambda item: -len(item[1])))
 
 
+def count_causes(bad: Iterable[BadSample]) -> list[tuple[int, str, str]]:
+    """(samples, cause, the first of them), the most frequent first."""
+    return [
+        (len(samples), why, f"{samples[0].shard} {samples[0].key}".strip())
+        for why, samples in by_cause(bad).items()
+    ]
+
+
 class TooManyBadSamples(RuntimeError):
     """So much of the data is unusable that going on would hide it."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from bioclip_hc.data.ambiguity import Ambiguity, ambiguities
 from bioclip_hc.data.decode import FORMATS
-from bioclip_hc.data.quarantine import BadSample, cause
+from bioclip_hc.data.quarantine import BadSample, count_causes
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -194,7 +194,7 @@ def survey(shards: ShardSet, headers: int, on_picture: Callable[[int], object] =
         ambiguities=ambiguities(taxonomy),
         repeated=len(first) + sum(1 for _ in repeated),
         repeated_first=[(key, [str(path) for path in paths]) for key, paths in first],
-        unusable=_by_cause(shards.bad),
+        unusable=count_causes(shards.bad),
         texts=_texts(taxonomy, ids.max(axis=1), samples),
         headers=_headers(shards, headers, on_picture),
     )
@@ -214,12 +214,6 @@ def _tail(pictures: np.ndarray) -> list[TailBin]:
         TailBin(begin, end, int((bins == i).sum()), int(pictures[bins == i].sum()))
         for i, (begin, end) in enumerate(zip(TAIL, [*ends, None], strict=True), 1)
     ]
-
-
-def _by_cause(bad: Sequence[BadSample]) -> list[tuple[int, str, str]]:
-    count = Counter(cause(reason) for _, _, reason in bad)
-    first = {cause(reason): f"{shard} {key}".strip() for shard, key, reason in reversed(bad)}
-    return [(number, why, first[why]) for why, number in count.most_common()]
 
 
 def _texts(taxonomy: Taxonomy, taxa: np.ndarray, samples: np.ndarray) -> Texts | None:
@@ -258,7 +252,7 @@ def _headers(shards: ShardSet, count: int, on_picture: Callable[[int], object]) 
             bad.append(BadSample(str(shards.shard(i)), shards.key(i), str(error)))
         on_picture(done)
     columns = [np.array(column, np.int64) for column in zip(*rows, strict=True)] or [np.empty(0, np.int64)] * 4
-    return Headers(columns[0], columns[1], columns[2], columns[3], dict(kinds.most_common()), _by_cause(bad))
+    return Headers(columns[0], columns[1], columns[2], columns[3], dict(kinds.most_common()), count_causes(bad))
 
 
 def _header(data: bytes) -> tuple[int, int, str]:
