@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test faults lint bench bench-check gpu tune install clean aot cuda sanitize
+.PHONY: demo demo-seeds test faults fuzz lint bench bench-check gpu tune install clean aot cuda sanitize
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,16 @@ FAULTS ?=
 
 faults: install          ## inject every fault by the hundred: docs/faults.md, README's table; half an hour on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py $(FAULTS)
+
+$(VENV)/.fuzz-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	touch $@
+
+# A part: make fuzz FUZZ="--only tar checkpoint --runs 20000". What breaks a reader is kept in runs/fuzz.
+FUZZ ?=
+
+fuzz: $(VENV)/.fuzz-installed  ## feed the readers of tars, lineages and checkpoints with a million wrong files
+	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 lint: install            ## style and types
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ DEV = [
     "ruff>=0.9",
     "mypy>=1.15",
 ]
+FUZZ = ["atheris>=3.0"]  # libFuzzer for Python; `make fuzz` alone needs it
 BENCH = [*REPORT, "pytest-benchmark>=5", "geoopt>=0.5"]  # peers that benchmarks/ compares with
 
 CPU = Path("csrc/cpu")  # relative, as setuptools wants sources
@@ -142,6 +143,13 @@ setup(
         "pillow>=11",
         'triton>=3.6; platform_system == "Linux"',
     ],
-    extras_require={"train": TRAIN, "report": REPORT, "dev": DEV, "bench": BENCH, "all": TRAIN + REPORT + DEV},
+    extras_require={
+        "train": TRAIN,
+        "report": REPORT,
+        "dev": DEV,
+        "bench": BENCH,
+        "fuzz": FUZZ,
+        "all": TRAIN + REPORT + DEV,
+    },
     entry_points={"console_scripts": ["bioclip-hc=bioclip_hc.cli:main"]},
 )

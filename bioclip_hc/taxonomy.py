@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ Lineage = tuple[str, ...]
 """Seven names, kingdom to species; "" where the rank is unknown."""
 
 FORMAT_VERSION = 1
+
+MAX_LINE, MAX_TABLE = 1 << 20, 1 << 32  # characters; the largest tables published are a twentieth of it
 
 
 def as_lineage(value: Mapping[str, str | None] | Sequence[str | None]) -> Lineage:
@@ -182,18 +185,21 @@ class Taxonomy:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not UTF-8, not one rank column, or a malformed row (named by its number).
+            ValueError: not UTF-8, not one rank column, a malformed row (named by its number), a damaged .gz, or a
+                line or a whole that no table of taxa has.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"taxonomy table {path} does not exist")
         with open_text(path) as file:
             try:
-                return cls._build(_csv_rows(csv.DictReader(file, strict=True), path))
+                return cls._build(_csv_rows(csv.DictReader(_lines(file, path), strict=True), path))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
             except csv.Error as error:
                 raise ValueError(f"{path} is not a well-formed CSV: {error}") from None
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{path} is not a whole gzip file: {error}") from None
 
     @classmethod
     def _build(cls, rows: Iterable[tuple[Mapping | Sequence, Mapping[str, str]]]) -> Taxonomy:
@@ -271,7 +277,7 @@ class Taxonomy:
             rank = np.array(content["rank"], np.int64)
             parent = np.array(content["parent"], np.int64)
             _check_forest(names, rank, parent, extra)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved taxonomy ({error}); make one with Taxonomy.save") from None
         return cls(names, rank, parent, extra)
 
@@ -434,6 +440,18 @@ def open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a table; what a small .gz unpacks to has bounds."""
+    total = 0
+    while line := file.readline(MAX_LINE):
+        total += len(line)
+        if len(line) == MAX_LINE or total > MAX_TABLE:
+            raise ValueError(
+                f"{path} has a line of {MAX_LINE} characters or more than {MAX_TABLE}: no table of taxa"
+            )
+        yield line
 
 
 def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[list[str | None], dict[str, str]]]:

@@ -73,7 +73,7 @@ def load(engine: Any, path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a checkpoint of this architecture.
     """
-    facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    facts = facts_of(path)
     try:
         if engine.load_universal_checkpoint():
             load_resharded(engine, path)
@@ -92,8 +92,12 @@ def must_reshard(path: Path | None, zero_stage: int) -> bool:
     """Whether a checkpoint was cut for another number of processes than these; without ZeRO nothing is cut."""
     if path is None or zero_stage == 0:
         return False
-    facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    return facts["world_size"] != dist.get_world_size()
+    return facts_of(path)["world_size"] != dist.get_world_size()
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What `save` was given for a whole checkpoint, and its step and world_size."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
 
 
 def sweep(folder: Path) -> None:
@@ -122,14 +126,25 @@ def complete(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint's files, "" if nothing is."""
+    """What is wrong with a checkpoint's files, "" if nothing is.
+
+    A file too many is wrong as well: DeepSpeed takes whatever bears a name of its own.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("sha256") != _sha256_of_json(manifest):
             return f"{MANIFEST} does not match its own checksum"
-        for name, digest in manifest["files"].items():
+        facts, files = manifest["facts"], manifest["files"]
+        if type(facts["step"]) is not int or type(facts["world_size"]) is not int or facts["world_size"] < 1:
+            return f"{MANIFEST} tells no step and number of processes"
+        for name, digest in files.items():
+            if os.path.basename(name) != name or not (path / name).is_file():
+                return f"{MANIFEST} names {name!r}, which is no file of the checkpoint"
             if sha256(path / name) != digest:
                 return f"{name} does not match its checksum"
+        found = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+        if others := found - files.keys() - {MANIFEST}:
+            return f"{min(others)} is not in {MANIFEST}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
