@@ -426,8 +426,11 @@ def _check_forest(names: list, rank: np.ndarray, parent: np.ndarray, extra: dict
     size = len(names)
     if rank.shape != (size,) or parent.shape != (size,) or any(len(col) != size for col in extra.values()):
         raise ValueError("arrays of different lengths")
-    if not all(isinstance(name, str) and name for name in names):
+    texts = [*names, *(text for column in extra.values() for text in column)]
+    if not all(names) or not all(isinstance(text, str) for text in texts):
         raise ValueError("a name that is empty or not a string")
+    for text in texts:
+        text.encode()  # raises at half a letter, which JSON can write and no file can hold
     if size and (rank.min() < 0 or rank.max() >= len(RANKS) or np.any(np.diff(rank) < 0)):
         raise ValueError("ranks out of range or not sorted")
     has_parent = parent >= 0

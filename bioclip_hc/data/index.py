@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bioclip_hc.data.captions import CAPTION, FLAT, TAGGED, TAGGED_COMMON, Label, read_label
-from bioclip_hc.data.members import Member, group, scan
+from bioclip_hc.data.members import MAX_WALKS, Member, group, scan
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, PathLike
 from bioclip_hc.taxonomy import as_lineage
 
@@ -165,7 +165,8 @@ def _load_index(cache: Path, stamp: dict[str, int]) -> ShardIndex | None:
             for lineage, common, member, text in index.labels
         ]
         index.bad = [(str(key), str(reason)) for key, reason in index.bad]
-        index.lost = int(index.lost)
+        for label in index.labels:
+            "".join((*label.lineage, *label[1:])).encode()  # raises at half a letter, which no shard has
         return index if _fits(index, stamp["bytes"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -175,7 +176,9 @@ def _fits(index: ShardIndex, total: int) -> bool:
     """Whether an index that was read from a file can be that of a shard of `total` bytes."""
     offset, size, label = (np.asarray(numbers) for numbers in (index.offset, index.size, index.label))
     return (
-        set(map(type, index.keys)) <= {str}
+        set(map(type, (*index.keys, *index.extensions))) <= {str}
+        and type(index.lost) is int
+        and 0 <= index.lost <= MAX_WALKS * total
         and all(column.shape == (len(index.keys),) for column in (offset, size, label))
         and all(column.dtype.kind == "i" for column in (offset, size, label) if column.size)
         and bool(
@@ -190,7 +193,8 @@ def _save_index(cache: Path, stamp: dict[str, int], index: ShardIndex) -> None:
     """Write the index beside its shard, whole or not at all; where that cannot be, do without."""
     aside = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")  # several processes may index one shard
     try:
-        aside.write_text(json.dumps({"stamp": stamp, **vars(index)}))
+        with aside.open("x", encoding="utf-8") as file:  # not through a link that someone left there
+            json.dump({"stamp": stamp, **vars(index)}, file)
         os.replace(aside, cache)
     except OSError:
         aside.unlink(missing_ok=True)

@@ -9,11 +9,14 @@ crash-*, slow-* or oom-*; put it into tests/fuzz/found/<target>/ with the fix, w
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +48,8 @@ def main() -> int:
         (FOLDER / f"{name}.log").write_text(run.stdout + run.stderr)
         count, line = told(run.stderr)
         total += count
-        print(f"{name}: {line}{'' if run.returncode == 0 else f'; BROKE, see {FOLDER / name}.log'}", flush=True)
+        broke = "" if run.returncode == 0 else f"; ENDED WITH {run.returncode}, see {FOLDER / name}.log"
+        print(f"{name}: {line}{broke}", flush=True)
         failed += run.returncode != 0
     print(f"{total:,} cases")
     return int(bool(failed))
@@ -92,6 +96,12 @@ def fuzz(name: str, words: list[str]) -> int:
         home.mkdir()
         try:
             target.read(data, home)
+        except BaseException:  # kept here, for atheris does not survive long enough to keep it
+            kept = f"crash-{hashlib.sha256(data).hexdigest()[:12]}"
+            (corpus.parent / kept).write_bytes(data)
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(77)
         finally:
             shutil.rmtree(home)
 
