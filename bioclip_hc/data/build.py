@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import logging
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 
 from bioclip_hc.data.captions import format_taxon_tag
 from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import PathLike, Sample
 from bioclip_hc.taxonomy import ALIASES, RANKS, Lineage, as_lineage
@@ -250,26 +250,3 @@ def split_by_individual(items: Sequence[L], fraction: float = 0.5, seed: int = 0
     train = [item for item, kept in zip(items, chosen, strict=True) if kept]
     held_out = [item for item, kept in zip(items, chosen, strict=True) if not kept]
     return train, held_out
-
-
-def choose_share(taxon: np.ndarray, lot: np.ndarray, fraction: float) -> np.ndarray:
-    """(N,) bool: of the n items of each taxon, the ceil(fraction * n) with the lowest lots; equal lots go together.
-
-    Args:
-        taxon: (N,) int64, any numbers.
-        lot: (N,) uint64, from `draw_lot`.
-    """
-    order = np.lexsort((lot, taxon))
-    _, start, count = np.unique(taxon[order], return_index=True, return_counts=True)
-    take = np.ceil(fraction * count).astype(np.int64)
-    last = lot[order[start + np.maximum(take, 1) - 1]]
-    chosen = np.empty(len(order), bool)
-    chosen[order] = (np.repeat(take, count) > 0) & (lot[order] <= np.repeat(last, count))
-    return chosen
-
-
-def draw_lot(*parts: object) -> int:
-    """A number in [0, 2^64) that depends on the parts alone."""
-    return int.from_bytes(
-        hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()[:8], "big"
-    )

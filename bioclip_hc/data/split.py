@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from bioclip_hc.data.build import choose_share, draw_lot
+from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.members import Member, group, scan
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS
