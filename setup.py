@@ -141,6 +141,7 @@ setup(
         "filelock>=3.10",
         "safetensors>=0.5",
         "pillow>=11",
+        'simplejpeg>=1.8; platform_system == "Linux" and platform_machine in "x86_64 aarch64"',
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={

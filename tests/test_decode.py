@@ -1,21 +1,19 @@
-"""Images as they come from the wild, and open_clip's transforms under a seed."""
+"""Images as they come from the wild: by either decoder the same pixels, or the same refusal."""
 
 import contextlib
 import io
-import random
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from bioclip_hc.data import decode
-from bioclip_hc.data.decode import DecodeError, augment, build_transform, decode_image
+from bioclip_hc.data.decode import DecodeError, Photograph
 
 RNG = np.random.default_rng(0)
 PIXELS = np.kron(RNG.integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))).astype(np.uint8)  # blocks survive JPEG
@@ -26,6 +24,34 @@ def encode(image: Image.Image, fmt: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, fmt, **options)
     return buffer.getvalue()
+
+
+def verdict(function, *arguments) -> np.ndarray | str:
+    """Pixels, or why there are none."""
+    try:
+        return np.array(function(*arguments))
+    except DecodeError as error:
+        return str(error)
+
+
+def verdicts(data: bytes, reduction: int = 1) -> list[np.ndarray | str]:
+    """What training makes of a file with simplejpeg, and with Pillow alone."""
+    found = [verdict(lambda: Photograph(data).pixels(reduction))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "simplejpeg", None)
+        return [*found, verdict(lambda: Photograph(data).pixels(reduction))]
+
+
+def alike(one: np.ndarray | str, two: np.ndarray | str) -> bool:
+    return type(one) is type(two) and np.array_equal(one, two)
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """decode.decode_image, with which training agrees by either decoder."""
+    expected = verdict(decode.decode_image, data)
+    for found in verdicts(data):
+        assert alike(found, expected), (found, expected)
+    return decode.decode_image(data)
 
 
 def difference(image: Image.Image, pixels: np.ndarray = PIXELS) -> float:
@@ -180,58 +206,110 @@ def test_damage_gives_an_image_or_a_decode_error(data, changes, length):
             assert decode_image(bytes(damaged[:length])).mode == "RGB"
 
 
-# -- transforms
+# -- two decoders
 
 
-PREPROCESS = {"size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-STRONG = {
-    "scale": (0.2, 1.0),
-    "color_jitter": (0.4, 0.4, 0.4, 0.1),
-    "color_jitter_prob": 0.8,
-    "gray_scale_prob": 0.5,
+COARSE = Image.fromarray(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8))
+SMOOTH = COARSE.resize((133, 91), Image.Resampling.BICUBIC)
+UPRIGHT = Image.Exif()
+UPRIGHT[0x0112] = 1
+PLAIN = {
+    f"{sampling} {kind}": encode(SMOOTH, "JPEG", subsampling=sampling, **options)
+    for sampling in ("4:4:4", "4:2:2", "4:2:0")
+    for kind, options in {
+        "baseline": {},
+        "progressive": {"progressive": True},
+        "with restarts": {"restart_marker_rows": 1},
+        "optimized": {"optimize": True, "quality": 95},
+        "with metadata": {"exif": UPRIGHT.tobytes(), "icc_profile": b"x" * 99, "comment": b"hello"},
+    }.items()
 }
 
 
-def test_evaluation_is_open_clips_centre_crop():
-    tensor = build_transform(PREPROCESS, train=False)(PICTURE)
-    assert (tensor.shape, tensor.dtype) == ((3, 16, 16), torch.float32)
-    resized = np.asarray(PICTURE.resize((24, 16), Image.Resampling.BICUBIC))[:, 4:20]
-    expected = (torch.from_numpy(resized.copy()).permute(2, 0, 1) / 255 - 0.5) / 0.25
-    torch.testing.assert_close(tensor, expected)
+@pytest.fixture
+def asked(monkeypatch):
+    """The calls of simplejpeg from here on; skips where it is not installed."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+    calls, decode_jpeg = [], simplejpeg.decode_jpeg
+
+    def spy(*arguments, **options):
+        calls.append(options)
+        return decode_jpeg(*arguments, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    return calls
 
 
-@pytest.mark.filterwarnings("ignore:Unused augmentation cfg items")
-@pytest.mark.parametrize("augmentation", [None, {"scale": (0.2, 1.0)}, STRONG])
-def test_augmentation_depends_on_the_seed_alone(augmentation):
-    transform = build_transform(PREPROCESS, train=True, augmentation=augmentation)
-    square = PICTURE.resize((64, 64))
-    forward = [augment(transform, square, seed) for seed in range(20)]
-    torch.manual_seed(99)
-    random.seed(99)
-    backward = [augment(transform, square, seed) for seed in reversed(range(20))]
-    assert all(torch.equal(a, b) for a, b in zip(forward, reversed(backward), strict=True))
-    assert len({tensor.numpy().tobytes() for tensor in forward}) > 10
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_jpegs_have_the_same_pixels_by_both(asked, name, reduction):
+    one, two = verdicts(PLAIN[name], reduction)
+    assert len(asked) == 1
+    assert one.shape == (-(-91 // reduction), -(-133 // reduction), 3)
+    assert alike(one, two)
+    room = ((0, -91 % reduction), (0, -133 % reduction), (0, 0))
+    blocks = np.pad(np.asarray(SMOOTH), room, "edge").reshape(len(one), reduction, -1, reduction, 3)
+    assert difference(one, blocks.mean((1, 3))) < 15  # at 1/8 the colours of 4:2:2 are coarse
 
 
-def test_augmentation_leaves_the_generators_as_they_were():
-    def states() -> list:
-        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
-
-    before = states()
-    augment(build_transform(PREPROCESS, train=True), PICTURE, seed=3)
-    assert states() == before
-
-    def fails(image: Image.Image) -> torch.Tensor:
-        torch.rand(1), random.random(), np.random.random()
-        raise RuntimeError("in the transform")
-
-    with pytest.raises(RuntimeError, match="in the transform"):
-        augment(fails, PICTURE, seed=3)
-    assert states() == before
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(PICTURE.convert("CMYK"), "JPEG"),
+        encode(PICTURE.convert("L"), "JPEG"),
+        encode(PICTURE),
+        encode(PICTURE, "WEBP"),
+    ],
+)
+def test_all_else_is_left_to_pillow(asked, data):
+    assert alike(*verdicts(data))
+    assert not asked
 
 
-def test_unknown_fields_are_named():
-    with pytest.raises(ValueError, match=r"preprocess has no field 'sise' \(fields: size, mode"):
-        build_transform({"sise": 16}, train=False)
-    with pytest.raises(ValueError, match="augmentation has no field 'hflip'"):
-        build_transform(PREPROCESS, train=True, augmentation={"hflip": 0.5})
+@pytest.mark.parametrize("reduction", [1, 4])
+@pytest.mark.parametrize("orientation", [1, 6, 9])
+def test_scaled_photographs_are_upright(reduction, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph = Photograph(encode(SMOOTH, "JPEG", exif=exif.tobytes()))
+    assert photograph.scalable
+    height, width = (133, 91) if orientation == 6 else (91, 133)
+    assert photograph.size == (height, width)
+    assert photograph.pixels(reduction).shape == (-(-height // reduction), -(-width // reduction), 3)
+
+
+def test_a_jpeg_cut_anywhere_is_refused_by_both():
+    data = PLAIN["4:2:0 baseline"]
+    for length in [*range(0, len(data), 23), *range(len(data) - 20, len(data))]:
+        one, two = verdicts(data[:length])
+        assert isinstance(two, str)
+        assert one == two
+
+
+def test_damage_that_libjpeg_only_warns_of_goes_to_pillow(asked):
+    """Its pixels are Pillow's, and a warning costs no photograph that Pillow would give."""
+    data = bytearray(PLAIN["4:4:4 baseline"])
+    start = data.index(b"\xff\xda") + 14
+    data[start + 50 : start + 90] = bytes(40)
+    one, two = verdicts(bytes(data))
+    with pytest.raises(ValueError, match=r"[Cc]orrupt"):
+        decode.simplejpeg.decode_jpeg(bytes(data))
+    assert len(asked) == 2
+    assert isinstance(two, np.ndarray)
+    assert alike(one, two)
+
+
+def test_only_the_size_that_was_checked_is_made_room_for():
+    pytest.importorskip("simplejpeg")
+    data = PLAIN["4:4:4 baseline"]
+    assert decode._plain_jpeg(data, 91, 133).shape == (91, 133, 3)
+    for height, width in ((90, 133), (91, 132), (92, 133), (91, 134), (46, 66)):
+        assert decode._plain_jpeg(data, height, width) is None
+
+
+def test_what_decodes_is_told(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    assert decode.decoder().startswith("simplejpeg ")
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert decode.decoder().startswith("Pillow ")
+    assert "simplejpeg, which decodes JPEGs in less time, is not installed" in decode.decoder()

@@ -21,15 +21,15 @@ def slow_pictures() -> None:
     """Called in the process of a run: every image takes 30 ms to load."""
     import time
 
-    from bioclip_hc.data import loader
+    from bioclip_hc.data.preprocess import RandomCrop
 
-    decode = loader.decode_image
+    crop = RandomCrop.__call__
 
-    def slowly(image):
+    def slowly(*arguments):
         time.sleep(0.03)
-        return decode(image)
+        return crop(*arguments)
 
-    loader.decode_image = slowly
+    RandomCrop.__call__ = slowly
 
 
 def numbers(printed, pattern):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from small_run import finish, start, write_setup
 
+from bioclip_hc.data.decode import decoder
+from bioclip_hc.data.preprocess import build_transform
 from bioclip_hc.data.samplers import BatchPlan, unique_texts
 
 import environment
@@ -92,6 +94,8 @@ def test_the_report_says_what_the_run_is(setup, tmp_path):
     assert (facts["steps"], facts["steps_per_epoch"], facts["samples"]) == (2, 4, 48)
     assert facts["backend"] in ("cpu", "tiled")
     assert facts["hosts"][0]["processes"] == 1
+    assert facts["decoder"] == decoder()
+    assert facts["estimated_bytes"]["loader"] == 12 * 3 * 32 * 32
     assert {"python", "torch", "deepspeed", "open_clip", "bioclip_hc"} <= facts["versions"].keys()
     assert facts["texts_a_step"] == pytest.approx(23, abs=3)  # all taxa of the six lineages, or nearly
     for line in environment.lines(facts):
@@ -111,8 +115,9 @@ def test_the_published_recipe_on_a_gpu():
     assert states == {"parameters": 2 * P, "gradients": 2 * P // 8, "optimizer": 12 * P // 8, "bucket": 10**9}
     third = dataclasses.replace(config, run=Run(precision="fp16", zero_stage=3))
     assert environment.model_states(P, P, third, 8)["parameters"] == 2 * P // 8
-    image = 3 * 224 * 224 * 4
-    assert environment.loader_bytes(4096, image, 12) == 25 * 4096 * image  # 57 GiB
+    image = environment.image_bytes(build_transform({"size": 224}))
+    assert image == 3 * 224 * 224
+    assert environment.loader_bytes(4096, image, 12) == 25 * 4096 * image  # 14 GiB
 
 
 FACTS = {

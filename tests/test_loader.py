@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from bioclip_hc.data.decode import build_transform
+from bioclip_hc.data import loader
 from bioclip_hc.data.loader import TrainingBatches, evaluation_batches
+from bioclip_hc.data.preprocess import build_transform
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import EMPTY, BatchPlan
 from bioclip_hc.data.shards import ShardSet
@@ -68,7 +70,7 @@ def batches(shards, tree):
             shards,
             tree,
             TaxonTokens(tree, TextForm("{}"), tokenizer),
-            build_transform(PREPROCESS, train=True),
+            build_transform(PREPROCESS),
             BatchPlan(N, global_batch, seed, remainder),
             **options,
         )
@@ -121,7 +123,7 @@ def test_a_padded_epoch_has_every_sample_once_and_empty_places_teach_nothing(bat
     assert sum(len(batch.bad) for batch in epoch) == 1
     empty = epoch[-1].indices == EMPTY
     assert (epoch[-1].image_taxa[empty] == -1).all()
-    assert not epoch[-1].images[empty].any()
+    assert (epoch[-1].images[empty] == 128).all()  # the mean colour
     for size in (2, 4):
         processes = [batches(world_rank=rank, world_size=size, **options) for rank in range(size)]
         parts = [[process[step] for process in processes] for step in range(len(epoch))]
@@ -149,6 +151,15 @@ def test_workers_are_children_whatever_python_would_start(batches, monkeypatch):
     status = Path(f"/proc/{data.workers.pid(0)}/stat").read_text()
     stream.close()
     assert int(status.rpartition(")")[2].split()[1]) == os.getpid()
+
+
+def test_a_worker_fills_the_memory_that_it_sends(batches, monkeypatch):
+    assert not batches()[0].images.is_shared()
+    monkeypatch.setattr(loader, "get_worker_info", lambda: True)
+    batch = batches()[0]
+    assert batch.images.is_shared()
+    assert batch.images.dtype == torch.uint8
+    assert torch.equal(batch.images, next(batches().load(0, 1)).images)
 
 
 def test_an_epoch_visits_samples_once_with_new_crops(batches):
@@ -206,13 +217,13 @@ def test_an_unreadable_image_is_reported_and_not_supervised(batches, shards):
         assert [sample.key for sample in batch.bad] == [f"{BAD:04d}"] * len(bad)
         for row, sample in zip(bad, batch.bad, strict=True):
             assert batch.image_taxa[row].tolist() == [-1] * 7
-            assert not batch.images[row].any()
+            assert (batch.images[row] == 128).all()  # the mean colour
             assert sample.shard == str(shards.shard(int(batch.indices[row])))
             assert sample.reason
             found += 1
         others = [row for row in range(G) if row not in bad]
         assert (batch.image_taxa[others] >= 0).any(1).all()
-        assert batch.images[others].flatten(1).any(1).all()
+        assert (batch.images[others] != 128).flatten(1).any(1).all()
     assert found >= 1
 
 
@@ -222,7 +233,7 @@ def test_a_batch_without_one_readable_image_keeps_its_shapes(batches, monkeypatc
     monkeypatch.setattr(ShardSet, "read", lambda self, i: Sample("x", b"not an image", lineage(0)))
     batch = batches()[0]
     assert batch.images.shape == expected.images.shape
-    assert not batch.images.any()
+    assert (batch.images == 128).all()
     assert (batch.image_taxa == -1).all()
     assert len(batch.bad) == G
     assert torch.equal(batch.text_taxon, expected.text_taxon)
@@ -312,7 +323,7 @@ def test_unknown_ranks_and_batches_that_do_not_divide(batches):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_reads_every_readable_sample_in_order(shards, workers):
-    transform = build_transform(PREPROCESS, train=False)
+    transform = image_transform_v2(PreprocessCfg(**PREPROCESS), is_train=False)
     parts = list(evaluation_batches(shards, transform, batch_size=6, workers=workers))
     bad = next(i for i in range(N) if shards.key(i) == f"{BAD:04d}")
     indices = torch.cat([part for part, _ in parts]).tolist()

@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import load_file
 from small_run import finish, finish_together, write_setup
 
@@ -210,7 +212,30 @@ def test_checkpointed_activations_change_nothing(setup, tmp_path, micro_batch):
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+# -- pixels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_bytes_give_what_open_clips_preprocessing_gives(setup, micro_batch):
+    """ToTensor and Normalize, as its own transform applies them, before the step instead of in it."""
+    step, batches = make_step(setup, micro_batch=micro_batch)
+    batch = batches[0]
+    assert batch.images.dtype == torch.uint8
+    last = image_transform_v2(PreprocessCfg(**step.model.preprocess_cfg), is_train=True).transforms[-2:]
+    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in batch.images]
+    ready = torch.stack([last[1](last[0](picture)) for picture in pictures])
+    expected, expected_gradients = gradients(step, batch._replace(images=ready))
+    found, found_gradients = gradients(step, batch)
+    assert torch.equal(found.loss, expected.loss)
+    assert all(torch.equal(found_gradients[name], gradient) for name, gradient in expected_gradients.items())
+
+
 # -- numbers that are not finite --------------------------------------------------------------------------
+
+
+def floats(step, batch):
+    """The same batch with pixels that can be something else than numbers."""
+    return batch._replace(images=step.normalize(batch.images))
 
 
 def poison_gradient(layer, value):
@@ -238,7 +263,7 @@ def test_what_is_not_finite_is_named_and_no_step_is_made(setup, site, micro_batc
     if value > 0 and site in ("logit scale", "curvature"):
         pytest.skip("their bounds turn infinity into their largest value")
     step, batches = make_step(setup, micro_batch=micro_batch)
-    batch = batches[0]
+    batch = floats(step, batches[0])
     SITES[site](step, batch, value)
     with pytest.raises(TrainingStopped, match=f"^process 0: {NAMED[site]}"):
         step(batch)
@@ -247,7 +272,7 @@ def test_what_is_not_finite_is_named_and_no_step_is_made(setup, site, micro_batc
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run(setup):
     step, batches = make_step(setup, on_nonfinite="skip")
-    bad = batches[0]
+    bad = floats(step, batches[0])
     bad.images[0, 0, 0, 0] = float("nan")
     for turn in range(2):
         for _ in range(Step.MOST_SKIPPED - 1):
@@ -268,6 +293,12 @@ def test_a_step_that_deepspeed_leaves_out_has_had_its_learning_rate(setup):
     assert step.schedule.last_epoch == 1
 
 
+def spoiled(batch):
+    images = batch.images.float()
+    images[0].fill_(float("nan"))
+    return batch._replace(images=images)
+
+
 def poisoned_from(first=3):
     """In a training process: no step from there on is finite."""
     whole = TrainingBatches.__getitem__
@@ -275,7 +306,7 @@ def poisoned_from(first=3):
     def broken(self, step):
         batch = whole(self, step)
         if step >= first:
-            batch.images[0].fill_(float("nan"))
+            return spoiled(batch)
         return batch
 
     TrainingBatches.__getitem__ = broken
@@ -293,14 +324,14 @@ def test_skipped_steps_in_a_row_are_counted_over_a_resumption(setup, tmp_path):
 def test_running_statistics_survive_a_skipped_step(setup):
     step, batches = make_step(setup, architecture="tiny_resnet", on_nonfinite="skip")
     before = Statistics(step.model)._kept
-    bad = batches[0]
+    bad = floats(step, batches[0])
     bad.images[0, 0, 0, 0] = float("nan")
     step(bad)
     assert step.skipped
     assert len(before) > 3
     assert all(torch.equal(buffer, value) for buffer, value in before)
     with still_statistics(step.model), contextlib.suppress(TrainingStopped):
-        step.model(batches[1].images.double(), batches[1].tokens)
+        step.model(floats(step, batches[1]).images.double(), batches[1].tokens)
     assert all(torch.equal(buffer, value) for buffer, value in before)
 
 
@@ -311,7 +342,7 @@ def poisoned_batch(bad=1):
     def broken(self, step):
         batch = whole(self, step)
         if step == bad:
-            batch.images[0].fill_(float("nan"))
+            return spoiled(batch)
         return batch
 
     TrainingBatches.__getitem__ = broken

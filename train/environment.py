@@ -20,7 +20,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from bioclip_hc.data.decode import decoder
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.preprocess import TrainingTransform
 from bioclip_hc.data.quarantine import BadSample, by_cause
 from bioclip_hc.data.samplers import EMPTY, supervise, unique_texts
 from bioclip_hc.kernels.backends import BACKENDS, why_not
@@ -65,6 +67,7 @@ def report(
         "samples": plan.n,
         "remainder": {"samples": plan.n % plan.global_batch, "fate": plan.remainder},
         "unusable": len(batches.shards.bad),
+        "decoder": decoder(),
         "taxa": batches.taxonomy.size,
         "precision": config.run.precision,
         "zero_stage": config.run.zero_stage,
@@ -72,7 +75,7 @@ def report(
         "estimated_bytes": {
             **model_states(sum(numbers), trained, config, W, device.type),
             "texts": 2 * 4 * texts * model.model_cfg["embed_dim"],  # gathered features and their gradients, fp32
-            "loader": loader_bytes(local, image_bytes(model), config.data.workers),
+            "loader": loader_bytes(local, image_bytes(batches.transform), config.data.workers),
         },
         "versions": {**versions(), **device_versions()},
     }
@@ -101,11 +104,9 @@ def model_states(
     }
 
 
-def image_bytes(model: HierarchicalCLIP) -> int:
-    """Bytes of one image as the loader hands it over: (3, H, W) float32."""
-    size = model.preprocess_cfg["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return 3 * 4 * int(height) * int(width)
+def image_bytes(transform: TrainingTransform) -> int:
+    """Bytes of one image as the loader hands it over."""
+    return transform.shape.numel() * transform.blank.dtype.itemsize
 
 
 def loader_bytes(local_batch: int, image: int, workers: int) -> int:
@@ -222,6 +223,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"about {facts['texts_a_step']:,} texts",
         f"run        {facts['steps']:,} steps, {facts['steps_per_epoch']:,} an epoch{rest(**facts['remainder'])}; "
         f"{facts['samples']:,} samples, {facts['taxa']:,} taxa",
+        f"pixels     {facts['decoder']}",
         f"model      {facts['parameters'] / 1e6:,.1f} M parameters, {facts['precision']}, ZeRO stage "
         f"{facts['zero_stage']}",
         f"memory     of a process, estimated, without activations: {size(sum(states.values()))} = "

@@ -144,11 +144,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def inputs(model: HierarchicalCLIP, batches: TrainingBatches) -> dict[str, Any]:
-    """What a configuration only points at: the model's shape, the shards and the taxa."""
+    """What a configuration only points at: the model's shape, the shards, the taxa, what pixels come of it."""
     return {
         "architecture": model.model_cfg,
         "shards": batches.shards.fingerprints(),
         "taxonomy": batches.taxonomy.sha256,
+        "decoded pixels": batches.transform.digest(),
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.names import NameTable
+from bioclip_hc.data.preprocess import build_transform
 from bioclip_hc.data.samplers import BatchPlan
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.text import TaxonTokens, TextForm
@@ -53,7 +53,7 @@ def build_batches(
         shards,
         taxonomy,
         TaxonTokens(taxonomy, TextForm(d.template, d.form), get_tokenizer(config.model.architecture)),
-        build_transform(model.preprocess_cfg, train=True, augmentation=d.augmentation or None),
+        build_transform(model.preprocess_cfg, d.augmentation),
         BatchPlan(len(shards), config.optim.global_batch, config.run.seed, d.remainder),
         d.sampler,
         d.ranks,

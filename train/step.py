@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bioclip_hc.data.loader import Batch
+from bioclip_hc.data.preprocess import Normalize
 from bioclip_hc.losses import LevelContrastiveLoss, LossOutput
 from bioclip_hc.model import HierarchicalCLIP, ModelOutput
 from bioclip_hc.packing import PackedTexts
@@ -55,6 +56,7 @@ class Step:
         self.engine, self.schedule, self.model, self.loss = engine, schedule, model, loss
         self.run = config.run
         self.device = torch.device(engine.device)
+        self.normalize = Normalize(model.preprocess_cfg, self.device)
         self.guard = Guard(model, self.device, gradients=config.run.precision != "fp16")
         self.lr = 0.0
         self.skipped = ""
@@ -117,8 +119,8 @@ class Step:
         return output
 
     def _encode(self, part: Part) -> ModelOutput:
-        images, tokens = (x.to(self.device, non_blocking=True) for x in part[:2])
-        out: ModelOutput = self.engine(images, tokens)
+        images = self.normalize(part.images.to(self.device, non_blocking=True))
+        out: ModelOutput = self.engine(images, part.tokens.to(self.device, non_blocking=True))
         return out
 
     def _loss(self, out: ModelOutput, labels: list[Tensor]) -> LossOutput:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from bioclip_hc.data.decode import DecodeError, augment, decode_image
+from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.preprocess import TrainingTransform
 from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.samplers import (
     EMPTY,
@@ -43,9 +42,10 @@ from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 class Batch(NamedTuple):
     """One process' part of one step.
 
-    images (B, 3, H, W) float32; image_taxa (B, R) int64, -1 = not supervised, all -1 where the image could not
-    be read; tokens: U texts, packed; text_rank and text_taxon (U,) int64; indices (B,) global sample indices,
-    EMPTY at nobody's place, which is as an unreadable image's but not bad; bad: the samples that could not be read.
+    images (B, 3, H, W) uint8, or float32 where they are normalised already, see `preprocess.Normalize`; image_taxa
+    (B, R) int64, -1 = not supervised, all -1 where the image could not be read; tokens: U texts, packed; text_rank
+    and text_taxon (U,) int64; indices (B,) global sample indices, EMPTY at nobody's place, which is as that of an
+    unreadable image but not bad; bad: the samples that could not be read.
     """
 
     images: Tensor
@@ -70,7 +70,7 @@ class TrainingBatches(Dataset):
         shards: the samples.
         taxonomy: gives every lineage its ids.
         tokens: gives every taxon its tokens.
-        transform: random preprocessing of a PIL image.
+        transform: makes a photograph's pixels.
         plan: which samples each step takes.
         mode: which known ranks supervise an image, see `samplers.supervise`.
         ranks: names of the ranks that may supervise; the others are treated as unknown.
@@ -84,7 +84,7 @@ class TrainingBatches(Dataset):
     shards: ShardSet
     taxonomy: Taxonomy
     tokens: TaxonTokens
-    transform: Any
+    transform: TrainingTransform
     plan: BatchPlan
     mode: SupervisionMode = "all"
     ranks: tuple[str, ...] = RANKS
@@ -147,26 +147,22 @@ class TrainingBatches(Dataset):
         )
 
     def _images(self, indices: np.ndarray, step: int) -> tuple[Tensor, list[tuple[int, BadSample]]]:
-        """(B, 3, H, W) pixels; an unreadable sample's stay zero, so that every process keeps its shapes."""
-        images = torch.zeros(len(indices), *self._image_shape)
+        """(B, 3, H, W) pixels; those of EMPTY places and unreadable samples are blank, so that shapes stay."""
+        images = torch.empty(len(indices), *self.transform.shape, dtype=self.transform.blank.dtype)
+        if get_worker_info():
+            images.share_memory_()  # while there is nothing to copy: from here the batch is sent as it lies
         bad = []
         epoch = self.plan.epoch(step)
         for row, i in enumerate(indices.tolist()):
+            images[row] = self.transform.blank
             if i == EMPTY:
                 continue
             self.workers.reading(step, i)
             try:
-                image = decode_image(self.shards.read(i).image)
-                images[row] = augment(self.transform, image, sample_seed(self.plan.seed, epoch, i))
+                images[row] = self.transform(self.shards.read(i).image, sample_seed(self.plan.seed, epoch, i))
             except (DecodeError, OSError) as error:
                 bad.append((row, BadSample(str(self.shards.shard(i)), self.shards.key(i), str(error))))
         return images, bad
-
-    @cached_property
-    def _image_shape(self) -> torch.Size:
-        """(3, H, W) of what the transform makes."""
-        pixels: Tensor = augment(self.transform, Image.new("RGB", (8, 8)), 0)
-        return pixels.shape
 
     def load(self, start: int, stop: int, workers: int = 0) -> Generator[Batch]:
         """The batches of steps [start, stop), in order, loaded ahead by `workers` processes.

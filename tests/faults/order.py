@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from small_run import LINEAGES, picture
 
-from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.preprocess import build_transform
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import EMPTY, BatchPlan, Remainder
 from bioclip_hc.data.shards import ShardSet
@@ -93,7 +93,7 @@ def _batches(
         shards,
         tree,
         TaxonTokens(tree, TextForm("{}"), _letters),
-        build_transform({"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}, train=True),
+        build_transform({"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}),
         BatchPlan(len(shards), batch, seed, remainder),
         world_rank=rank,
         world_size=world,

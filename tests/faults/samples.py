@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from bioclip_hc.data.captions import parse_taxon_tag
-from bioclip_hc.data.decode import build_transform
 from bioclip_hc.data.index import build_index
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.preprocess import build_transform
 from bioclip_hc.data.quarantine import Quarantine
 from bioclip_hc.data.samplers import BatchPlan
 from bioclip_hc.data.shards import ShardSet
@@ -154,7 +154,8 @@ def epochs(facts: str, answer: str) -> int:
         for row, key in enumerate(keys):
             supervised = bool((batch.image_taxa[row] >= 0).any())
             need(supervised == (key not in left_out), f"{key}: supervised: {supervised}")
-            need(key not in left_out or not pixels[row].any(), f"{key} cannot be read and has pixels")
+            blank = bool((batch.images[row] == loader.transform.blank).all())
+            need(key not in left_out or blank, f"{key} cannot be read and has pixels")
         if one.alike:
             like = pixels[keys.index("control")]
             for row in (row for row, key in enumerate(keys) if key in one.used):
@@ -170,13 +171,13 @@ def epochs(facts: str, answer: str) -> int:
 
 
 def _batches(shards: ShardSet) -> TrainingBatches:
-    """A step an epoch; pictures without chance; the taxonomy of the good samples."""
+    """A step an epoch; whole pictures, where they are square; the taxonomy of the good samples."""
     tree = Taxonomy.from_lineages([parse_taxon_tag(TAG)])
     return TrainingBatches(
         shards,
         tree,
         TaxonTokens(tree, TextForm("{}"), lambda texts: torch.tensor([[len(text)] for text in texts])),
-        build_transform({"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}, train=False),
+        build_transform({"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}, {"scale": (1.0, 1.0)}),
         BatchPlan(len(shards), len(shards), 0),
     )
 
