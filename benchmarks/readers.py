@@ -1,23 +1,27 @@
 """The readers that bench_data.py measures: one epoch of the same photographs by each, in random order.
 
 A reader is opened once, as a run opens it, and then gives epochs at any number of workers: iterators over batches
-`(keys, lineages, payload)`, where the payload is a list of bytes or a tensor (b, 3, 224, 224). Decoding and random
-preprocessing are the same functions everywhere.
+`(keys, lineages, payload)`, where the payload is a list of bytes or a tensor (b, 3, 224, 224) float32, normalised.
+Peers decode as their users have it: by Pillow, then open_clip's transform. webdataset has our decoding too, so that
+the readers are compared apart from it.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import webdataset
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from records import OURS
 from torch import Tensor
@@ -26,8 +30,8 @@ from torchvision.datasets import DatasetFolder
 
 from bioclip_hc.data.build import photos_from_csv
 from bioclip_hc.data.captions import CAPTION, parse_taxon_tag
-from bioclip_hc.data.decode import build_transform, decode_image
 from bioclip_hc.data.loader import TrainingBatches
+from bioclip_hc.data.preprocess import Normalize, build_transform
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.samplers import BatchPlan, epoch_order
 from bioclip_hc.data.shards import ShardSet
@@ -45,8 +49,21 @@ LABELS = "images/natures_domain_labels.csv"
 Item = tuple[str, Lineage, bytes | Tensor]
 Batch = tuple[list[str], list[Lineage], list[bytes] | Tensor]
 Epochs = Callable[[int], Iterator[Batch]]  # number of workers -> an epoch
+Pixels = Callable[[bytes], Tensor]
 
-transform = build_transform({"size": 224}, train=True)
+PREPROCESS = PreprocessCfg(size=224)
+stock = image_transform_v2(PREPROCESS, is_train=True)  # of a PIL image
+transform, normalize = build_transform(asdict(PREPROCESS)), Normalize(asdict(PREPROCESS))
+
+
+def by_pillow(image: bytes) -> Tensor:
+    """Pixels as open_clip's own training has them."""
+    return stock(Image.open(io.BytesIO(image)).convert("RGB"))
+
+
+def by_ours(image: bytes) -> Tensor:
+    """Pixels as this package's training has them, in bytes."""
+    return transform(image, random.getrandbits(32))
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,22 @@ def write_photographs(folder: Path, count: int) -> Photographs:
     return Photographs(folder, {s.key: s.lineage for s in samples}, total, source, classes)
 
 
+def mosaics(photographs: Photographs, count: int) -> list[bytes]:
+    """JPEGs of 2048 x 1536 pixels, from all of the photographs side by side: there are no large ones at hand."""
+    files = sorted((photographs.folder / "files").rglob("*.jpg"))
+    rng = np.random.default_rng(1)
+    made = []
+    for _ in range(count):
+        canvas = Image.new("RGB", (8 * SIDE, 6 * SIDE))
+        for place in range(48):
+            with Image.open(files[rng.integers(len(files))]) as image:
+                canvas.paste(image, (place % 8 * SIDE, place // 8 * SIDE))
+        buffer = io.BytesIO()
+        canvas.save(buffer, "JPEG", quality=90)
+        made.append(buffer.getvalue())
+    return made
+
+
 def real(labels: Path, count: int) -> Iterator[Sample]:
     """Random square crops of labelled photographs."""
     photos = photos_from_csv(labels)
@@ -145,7 +178,7 @@ def ours(photographs: Photographs, decoded: bool) -> Epochs:
         for batch in batches.load(0, plan.steps_per_epoch, workers):
             taxa = batch.image_taxa.tolist()
             lineages = [tuple(taxonomy.name(t) if t >= 0 else "" for t in row) for row in taxa]
-            yield [shards.key(i) for i in batch.indices.tolist()], lineages, batch.images
+            yield [shards.key(i) for i in batch.indices.tolist()], lineages, normalize(batch.images)
 
     return epoch
 
@@ -171,21 +204,25 @@ def stack(items: list[Item]) -> Batch:
 # -- peers --------------------------------------------------------------------------------------------------
 
 
-def streamed(photographs: Photographs, decoded: bool) -> Epochs:
+def streamed(photographs: Photographs, decoded: bool, pixels: Pixels = by_pillow) -> Epochs:
     """webdataset's pipeline: shards and samples shuffled as its manual has it, an epoch split by shard."""
     urls = sorted(str(path) for path in (photographs.folder / "shards").glob("*.tar"))
 
     def item(sample: dict[str, Any]) -> Item:
         image = sample["jpg"]
         lineage = parse_taxon_tag(sample[CAPTION.lower()].decode())
-        return sample["__key__"], lineage, transform(decode_image(image)) if decoded else image
+        return sample["__key__"], lineage, pixels(image) if decoded else image
 
     wanted = (".jpg", CAPTION)
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), select_files=lambda name: name.endswith(wanted))
     dataset = dataset.shuffle(1000).map(item).batched(BATCH, collation_fn=stack, partial=True)
-    return lambda workers: iter(
-        webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-    )
+
+    def epoch(workers: int) -> Iterator[Batch]:
+        loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        for keys, lineages, payload in loader:
+            yield keys, lineages, normalize(payload) if torch.is_tensor(payload) else payload
+
+    return epoch
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -197,7 +234,7 @@ def folder(photographs: Photographs, decoded: bool) -> Epochs:
 
     def read(path: str) -> tuple[str, bytes | Tensor]:
         image = Path(path).read_bytes()
-        return Path(path).stem, transform(decode_image(image)) if decoded else image
+        return Path(path).stem, by_pillow(image) if decoded else image
 
     def together(items: list[tuple[tuple[str, bytes | Tensor], int]]) -> Batch:
         return stack([(key, photographs.classes[label], payload) for (key, payload), label in items])
@@ -209,6 +246,7 @@ def folder(photographs: Photographs, decoded: bool) -> Epochs:
 READERS: dict[str, Callable[[Photographs, bool], Epochs]] = {
     OURS: ours,
     "webdataset": streamed,
+    "webdataset, our decoding": partial(streamed, pixels=by_ours),
     "folder": folder,
 }
 

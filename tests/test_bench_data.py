@@ -1,6 +1,7 @@
 """The readers of bench_data.py hand over the same photographs, and a broken epoch is noticed."""
 
 import importlib
+import io
 import sys
 import time
 from pathlib import Path
@@ -8,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from torchvision.transforms import RandomResizedCrop
+
+from bioclip_hc.data import preprocess
+
 readers, bench_data = map(importlib.import_module, ("readers", "bench_data"))
 
 
@@ -39,22 +45,38 @@ def test_bytes_arrive_whole(photographs, files, way, workers):
 
 
 @pytest.mark.parametrize("way", readers.READERS)
-def test_pixels_are_those_of_one_preprocessing(monkeypatch, photographs, files, way):
-    def brightness(image):
-        return torch.full((3, 224, 224), float(np.asarray(image).mean()))
-
-    monkeypatch.setattr(readers, "transform", brightness)
+def test_pixels_are_the_photographs_normalised(photographs, files, way):
+    """Crops differ from way to way, and hold at least nine tenths of a picture: its mean tells which it is."""
     epoch = list(readers.READERS[way](photographs, True)(0))
     readers.check_whole(photographs, True, readers.visit(iter(epoch)))
+    last = readers.stock.transforms[-2:]
     for keys, lineages, pixels in epoch:
-        expected = [brightness(readers.decode_image(files[key]))[0, 0, 0] for key in keys]
-        assert pixels[:, 0, 0, 0].tolist() == [x.item() for x in expected]
+        assert pixels.dtype == torch.float32
+        for key, mine in zip(keys, pixels, strict=True):
+            expected = last[1](last[0](Image.open(io.BytesIO(files[key])).convert("RGB")))
+            assert (mine.mean((1, 2)) - expected.mean((1, 2))).abs().max() < 0.2
         assert lineages == [photographs.lineage_of[key] for key in keys]
 
 
 @pytest.mark.parametrize("way", readers.READERS)
 def test_every_way_decodes_a_whole_epoch_with_workers(photographs, way):
     readers.check_whole(photographs, True, readers.visit(readers.READERS[way](photographs, True)(1)))
+
+
+def test_every_way_gives_the_same_crop(photographs, monkeypatch):
+    """Where they draw the same box: the whole picture."""
+    whole = (0, 0, 256, 256)
+    monkeypatch.setattr(RandomResizedCrop, "get_params", staticmethod(lambda *_: whole))
+    monkeypatch.setattr(preprocess, "random_box", lambda *_: whole)
+    for data in bench_data.images_of(photographs, large=False)[:3]:
+        ours, alone, theirs = (readers.normalize(way(data)) for way in bench_data.WAYS.values())
+        assert torch.equal(ours, alone)
+        assert (ours - theirs).abs().max() < 2.5 / 255 / min(readers.PREPROCESS.std)
+
+
+def test_large_photographs_are_large(photographs):
+    (data,) = readers.mosaics(photographs, 1)
+    assert Image.open(io.BytesIO(data)).size == (2048, 1536)
 
 
 def test_a_broken_epoch_is_noticed(photographs):
@@ -78,10 +100,7 @@ def test_real_photographs_where_the_folder_is(data_folder, monkeypatch, tmp_path
     assert found.source == "crops of photographs"
     epoch = readers.visit(readers.folder(found, False)(0))
     readers.check_whole(found, False, epoch)
-    assert readers.decode_image((tmp_path / "files" / "00000").glob("*.jpg").__next__().read_bytes()).size == (
-        256,
-        256,
-    )
+    assert Image.open(next((tmp_path / "files" / "00000").glob("*.jpg"))).size == (256, 256)
 
 
 def test_a_group_says_how_many_photographs_and_which(photographs):
