@@ -15,8 +15,10 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +99,8 @@ class HierarchicalCLIP(nn.Module):
     def encode_text(self, tokens: Tensor | PackedTexts) -> Tensor:
         """Tangent vectors (U, D) of tokens (U, L), or of packed texts, with the same result.
 
-        L may be cut to the longest text. Packed texts share their beginnings where the tower is causal.
+        L may be cut to the longest text. Packed texts share their beginnings where no feature depends on what
+        follows its text's end; other towers get every text on its own, at full length, after one warning.
         """
         if isinstance(tokens, PackedTexts):
             features = _encode_packed(self.clip, tokens)
@@ -366,8 +369,8 @@ def _overlay(model: HierarchicalCLIP, folder: Path) -> None:
 def _encode_text(clip: Any, tokens: Tensor) -> Tensor:
     """open_clip's encode_text for tokens cut to any length; equal to the padded call."""
     tower = getattr(clip, "text", clip)
-    if not _is_causal(tower):
-        return clip.encode_text(nn.functional.pad(tokens, (0, clip.context_length - tokens.shape[1])))
+    if _why_whole(tower):
+        return clip.encode_text(_at_full_length(tower, tokens))
     dtype = tower.transformer.get_cast_dtype()
     L = tokens.shape[1]
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:L].to(dtype)
@@ -378,7 +381,8 @@ def _encode_text(clip: Any, tokens: Tensor) -> Tensor:
 def _encode_packed(clip: Any, texts: PackedTexts) -> Tensor:
     """open_clip's encode_text of packed texts: nodes at their own positions, seeing their ancestors."""
     tower = getattr(clip, "text", clip)
-    if not _is_causal(tower):
+    if reason := _why_whole(tower):
+        _warn(f"texts are encoded one by one, at full length, for their tower {reason}: as exact, but slower")
         return _encode_text(clip, texts.padded())
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(texts.tokens).to(dtype)
@@ -389,6 +393,30 @@ def _encode_packed(clip: Any, texts: PackedTexts) -> Tensor:
     x = tower.transformer(x, attn_mask=mask.repeat_interleave(heads, 0))
     node = _pooled(tower, texts.node, texts.padded())  # the rule is open_clip's, applied to where the tokens are
     return _project(tower, tower.ln_final(x.flatten(0, 1)[node]))
+
+
+def _why_whole(tower: Any) -> str | None:
+    """Why a text's feature may depend on what follows its end, so that it needs its padding; None: it does not."""
+    if not hasattr(tower, "positional_embedding"):
+        return "is not open_clip's own"
+    if getattr(tower, "attn_mask", None) is None:
+        return "is not causal"
+    if getattr(tower, "cls_emb", None) is not None:
+        return "puts a class token behind the padding"
+    pool = _pool(tower)
+    return None if pool in ("argmax", "eos", "first") else f"pools {pool!r}"
+
+
+def _at_full_length(tower: Any, tokens: Tensor) -> Tensor:
+    """Tokens padded to the length that open_clip's tower takes; other towers leave padding out themselves."""
+    if not hasattr(tower, "positional_embedding"):
+        return tokens
+    return nn.functional.pad(tokens, (0, tower.context_length - tokens.shape[1]))
+
+
+@cache
+def _warn(message: str) -> None:  # once each
+    warnings.warn(message, stacklevel=4)
 
 
 def _project(tower: Any, x: Tensor) -> Tensor:
@@ -407,12 +435,6 @@ def _pooled(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
 def _pool(tower: Any) -> str | None:
     """Which token's features open_clip takes for the text's."""
     return getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-
-
-def _is_causal(tower: Any) -> bool:
-    """Whether a text's feature depends on nothing after its end token, so that padding can be cut."""
-    causal = getattr(tower, "attn_mask", None) is not None and _pool(tower) in ("argmax", "eos", "first")
-    return causal and getattr(tower, "cls_emb", None) is None and hasattr(tower, "transformer")
 
 
 def _projection_names(clip: Any, side: str) -> list[str]:

@@ -77,9 +77,19 @@ class PackedTexts:
 
 
 def pack(texts: Sequence[Sequence[int]], width: int = WIDTH) -> PackedTexts:
-    """Pack texts, given as tokens without padding.
+    """Pack texts, given as tokens without padding; as `pack_rows`."""
+    length = np.array([len(text) for text in texts], dtype=np.int64)
+    tokens = np.zeros((len(texts), length.max(initial=1)), dtype=np.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = text
+    return pack_rows(tokens, length, width)
+
+
+def pack_rows(tokens: np.ndarray, length: np.ndarray, width: int = WIDTH) -> PackedTexts:
+    """Pack texts, given as rows of which so many tokens count.
 
     Args:
+        tokens: (U, longest) int. length: (U,) int.
         width: the most nodes of a sequence; a longer text has a sequence of its own length.
 
     No texts are one sequence of padding, which the tower takes like any other.
@@ -87,56 +97,52 @@ def pack(texts: Sequence[Sequence[int]], width: int = WIDTH) -> PackedTexts:
     Raises:
         ValueError: a text without tokens, by its index.
     """
-    if not all(map(len, texts)):
-        raise ValueError(f"text {next(i for i, text in enumerate(texts) if not len(text))} has no tokens")
-    rows = [_Row()]
-    paths: list[tuple[int, list[int]]] = [(0, [])] * len(texts)
-    for i in sorted(range(len(texts)), key=lambda i: tuple(texts[i])):  # depth first: neighbours share the most
-        if not rows[-1].add(texts[i], width):
-            rows.append(_Row())
-            rows[-1].add(texts[i], width)
-        paths[i] = len(rows) - 1, rows[-1].path.copy()
-    length = max(1, *(len(row.tokens) for row in rows))
-    tokens, position = (np.zeros((len(rows), length), np.int64) for _ in range(2))
-    stop = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding sees itself, for a softmax needs something
-    for s, row in enumerate(rows):
-        row.close(0)
-        n = len(row.tokens)
-        tokens[s, :n], position[s, :n], stop[s, :n] = row.tokens, row.position, row.stop
-    node = np.full((len(texts), max(map(len, texts), default=1)), -1)
-    for i, (s, path) in enumerate(paths):
-        node[i, : len(path)] = np.array(path) + s * length
-    return PackedTexts(*map(torch.from_numpy, (tokens, position, stop, node)))
+    if not length.all():
+        raise ValueError(f"text {int(length.argmin())} has no tokens")
+    if not len(tokens):
+        return PackedTexts(*(torch.tensor([[x]]) for x in (0, 0, 1)), torch.empty(0, 1, dtype=torch.int64))
+    depth = np.arange(length.max())
+    tokens = np.where(depth < length[:, None], tokens[:, : len(depth)], -1)
+    order = np.lexsort(tokens.T[::-1])  # depth first: neighbours share the most
+    tokens, length = tokens[order], length[order]
+    shared = _shared_beginnings(tokens, length)
+    sequence = _sequences(shared, length, width)  # (U,)
+    begins = np.diff(sequence, prepend=-1) > 0
+    shared[begins] = 0  # nothing is shared across sequences
+
+    # Nodes are numbered over all sequences in the order in which texts add them; `first` is a text's first new one.
+    new = (depth >= shared[:, None]) & (depth < length[:, None])  # (U, longest)
+    total = int(new.sum())
+    first = np.cumsum(length - shared) - (length - shared)
+    path = np.maximum.accumulate(np.where(new, (first - shared)[:, None] + depth, -1))  # of each text, once cut
+    # a text ends what lies at or below the depth where it leaves its predecessors; a new sequence ends all
+    ends = np.where(depth >= shared[:, None], first[:, None], total)
+    stop = np.vstack([np.minimum.accumulate(ends[::-1])[-2::-1], np.full((1, len(depth)), total)])
+
+    start = first[begins]  # (S,) the number of each sequence's first node
+    places = int(np.diff(start, append=total).max())
+    text, at = new.nonzero()
+    row, place = sequence[text], np.arange(total) - start[sequence[text]]
+    packed = np.zeros((3, len(start), places), dtype=np.int64)
+    packed[2] = np.arange(1, places + 1)  # padding sees itself, for a softmax needs something
+    packed[:, row, place] = tokens[new], at, stop[new] - start[row]
+    node = np.empty_like(tokens)
+    node[order] = np.where(depth < length[:, None], path + (sequence * places - start[sequence])[:, None], -1)
+    return PackedTexts(*map(torch.from_numpy, (*packed, node)))
 
 
-class _Row:
-    """One sequence as it grows; `path` holds the places of the nodes of the text added last."""
+def _shared_beginnings(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(U,) how many tokens each text begins with as the one before it does."""
+    alike = np.logical_and.accumulate(tokens[1:] == tokens[:-1], axis=1).sum(1)
+    return np.concatenate([[0], np.minimum(alike, length[1:])])
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.position: list[int] = []
-        self.stop: list[int] = []
-        self.path: list[int] = []
 
-    def add(self, text: Sequence[int], width: int) -> bool:
-        """Add a text, of which what its predecessor lacks is new; False if that is more than there is room for."""
-        shared = 0
-        for place, token in zip(self.path, text, strict=False):
-            if self.tokens[place] != token:
-                break
-            shared += 1
-        if self.tokens and len(self.tokens) + len(text) - shared > width:
-            return False
-        self.close(shared)
-        for depth in range(shared, len(text)):
-            self.path.append(len(self.tokens))
-            self.tokens.append(text[depth])
-            self.position.append(depth)
-            self.stop.append(0)
-        return True
-
-    def close(self, depth: int) -> None:
-        """End the branches below `depth`: what comes next does not descend from them."""
-        for place in self.path[depth:]:
-            self.stop[place] = len(self.tokens)
-        del self.path[depth:]
+def _sequences(shared: np.ndarray, length: np.ndarray, width: int) -> np.ndarray:
+    """(U,) the sequence of each text: that of the one before it, as long as there is room for what is new."""
+    found, current, used = [], -1, width + 1
+    for alike, whole in zip(shared.tolist(), length.tolist(), strict=True):
+        used += whole - alike
+        if used > width:
+            current, used = current + 1, whole
+        found.append(current)
+    return np.array(found)

@@ -110,6 +110,7 @@ def test_cut_tokens_give_the_padded_features_and_gradients(make, configs, archit
 
 
 @each_architecture
+@pytest.mark.filterwarnings("ignore:texts are encoded one by one")
 @pytest.mark.parametrize("width", [1, 30, 128])
 def test_packed_texts_give_the_padded_features_and_gradients(make, configs, architecture, width):
     model = make(architecture, geometry="lorentz").double()
@@ -129,6 +130,7 @@ def test_packed_texts_give_the_padded_features_and_gradients(make, configs, arch
 
 
 @each_architecture
+@pytest.mark.filterwarnings("ignore:texts are encoded one by one")
 def test_no_texts_have_no_features(make, architecture):
     model = make(architecture)
     assert model.encode_text(pack([])).shape == (0, 16)

@@ -1,12 +1,13 @@
 """Packed texts: every text is there, nothing is there twice, and nothing sees what is not its own beginning."""
 
 import pickle
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from bioclip_hc.packing import pack
+from bioclip_hc.packing import pack, pack_rows
 
 
 def random_texts(seed, n=40):
@@ -87,3 +88,22 @@ def test_packed_texts_travel():
 def test_a_text_without_tokens_is_named():
     with pytest.raises(ValueError, match="text 1 has no tokens"):
         pack([[1, 2], []])
+
+
+def test_rows_are_packed_up_to_their_lengths():
+    """What stands behind does not count, zeros before it do."""
+    rows, length = np.array([[1, 0, 9, 5], [1, 0, 3, 9], [1, 7, 7, 7]]), np.array([3, 4, 1])
+    packed, expected = pack_rows(rows, length), pack([[1, 0, 9], [1, 0, 3, 9], [1]])
+    assert packed.tokens.tolist() == expected.tokens.tolist() == [[1, 0, 3, 9, 9]]
+    assert packed.node.tolist() == expected.node.tolist() == [[0, 1, 4, -1], [0, 1, 2, 3], [0, -1, -1, -1]]
+    assert packed.stop.tolist() == expected.stop.tolist() == [[5, 5, 4, 4, 5]]
+
+
+def test_packing_is_no_burden_to_the_loader():
+    """5,000 texts: a hundredth of a second on an idle core."""
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.integers(1, 50, (5000, 30)), axis=1)
+    start = time.process_time()
+    packed = pack_rows(rows, rng.integers(5, 31, 5000))
+    assert time.process_time() - start < 0.5
+    assert len(packed) == 5000

@@ -5,6 +5,7 @@ import open_clip
 import pytest
 import torch
 
+from bioclip_hc.data.synthetic import evolve
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.taxonomy import Taxonomy
 
@@ -83,6 +84,7 @@ def test_each_taxon_is_tokenised_once(tree):
         return torch.tensor([[len(text), 0, 7, 0, 0] for text in texts])
 
     tokens = TaxonTokens(tree, TextForm("{}", "name"), tokenizer)
+    assert tokens(np.empty(0, np.int64)).shape == (0, 1)
     assert tokens(np.array([2, 0, 2])).tolist() == [[4, 0, 7], [8, 0, 7], [4, 0, 7]]
     tokens(np.array([0, 1]))
     assert asked == ["Animalia", "Aves", "Chordata"]
@@ -96,3 +98,29 @@ def test_packed_tokens_are_the_same_texts(tree):
     assert torch.equal(packed.padded(), tokens(taxa))
     assert packed.tokens.numel() < packed.padded().numel()
     assert len(tokens.packed(np.empty(0, np.int64))) == 0
+
+
+def test_what_is_kept_is_compact_and_does_not_mix(monkeypatch):
+    """In any order of asking, by parts: 4 bytes a token, and 12 a taxon."""
+    monkeypatch.setattr("bioclip_hc.data.text.AT_ONCE", 7)
+    tree = Taxonomy.from_lineages(evolve(0, 60).lineages)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    expected = tokenizer([TextForm().text(tree, t) for t in range(tree.size)])
+    tokens = TaxonTokens(tree, TextForm(), tokenizer)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        taxa = rng.integers(0, tree.size, rng.integers(0, 30))
+        got = tokens(taxa)
+        assert torch.equal(got, expected[taxa, : got.shape[1]])
+        assert not expected[taxa, got.shape[1] :].any()
+        assert torch.equal(tokens.packed(taxa).padded(), got)
+    tokens(np.arange(tree.size))
+    assert tokens.nbytes == 4 * int((expected != 0).sum()) + 12 * tree.size
+
+
+def test_a_tokenizer_that_does_not_pad_with_zeros_keeps_its_padding(tree):
+    """Its tower knows it; a zero may then be a token of its own."""
+    rows = torch.tensor([[0, 5, 2, 1], [0, 6, 1, 1], [7, 0, 2, 1]])
+    tokens = TaxonTokens(tree, TextForm("{}", "name"), lambda texts: rows[: len(texts)])
+    assert torch.equal(tokens(np.arange(3)), rows)
+    assert torch.equal(tokens.packed(np.arange(3)).padded(), rows)

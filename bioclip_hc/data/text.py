@@ -1,6 +1,6 @@
 """From taxa to tokens: what is written of a taxon, and each text tokenised once.
 
-# U texts, L tokens
+# T taxa, U texts, L tokens
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bioclip_hc.packing import PackedTexts, pack
+from bioclip_hc.packing import PackedTexts, pack_rows
 from bioclip_hc.taxonomy import Taxonomy, rank_index
 
 FORMS = ("path", "name")
+AT_ONCE = 4096  # texts that are tokenised together: what they need meanwhile is a few MiB
 
 
 @dataclass(frozen=True)
@@ -55,42 +56,57 @@ class TextForm:
 
 
 class TaxonTokens:
-    """Tokens of taxa, made on first use and kept.
+    """Tokens of taxa, made on first use and kept: one after the other in one array, 4 bytes each.
 
     Args:
         taxonomy: where ids and names come from.
         form: how a taxon is written.
-        tokenizer: open_clip's: list of str -> (n, context length) int64, padded with 0.
+        tokenizer: open_clip's: list of str -> (n, context length) int64, padded with 0. (One that pads otherwise
+            has no padding here: its texts keep their full length, as their tower wants them.)
     """
 
     def __init__(self, taxonomy: Taxonomy, form: TextForm, tokenizer: Callable[[list[str]], Tensor]) -> None:
         self.taxonomy = taxonomy
         self.form = form
         self._tokenizer = tokenizer
-        self._cache: dict[int, Tensor] = {}
+        self._kept = np.empty(0, dtype=np.int32)
+        self._used = 0
+        self._start = np.empty(taxonomy.size, dtype=np.int64)  # (T,) where in it a taxon's tokens begin
+        self._length = np.zeros(taxonomy.size, dtype=np.int32)  # (T,) how many they are, 0: not made yet
 
     def __call__(self, taxa: np.ndarray) -> Tensor:
         """(U, L) int64 tokens of taxon ids (U,), L the longest of them."""
-        rows = self._rows(taxa)
-        return (
-            torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            if rows
-            else torch.zeros(0, 1, dtype=torch.int64)
-        )
+        tokens, length = self._rows(taxa)
+        tokens[np.arange(tokens.shape[1]) >= length[:, None]] = 0
+        return torch.from_numpy(tokens)
 
     def packed(self, taxa: np.ndarray) -> PackedTexts:
         """The same texts in sequences that share their beginnings."""
-        return pack([row.tolist() for row in self._rows(taxa)])
+        return pack_rows(*self._rows(taxa))
 
-    def _rows(self, taxa: np.ndarray) -> list[Tensor]:
-        wanted = [int(t) for t in taxa]
-        new = sorted(set(wanted) - self._cache.keys())
-        if new:
-            padded = self._tokenizer([self.form.text(self.taxonomy, t) for t in new])
-            self._cache.update({t: _without_padding(row) for t, row in zip(new, padded, strict=True)})
-        return [self._cache[t] for t in wanted]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return self._used * self._kept.itemsize + self._start.nbytes + self._length.nbytes
 
+    def _rows(self, taxa: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(U, L) int64 of which so many (U,) count, L the longest."""
+        new = np.unique(taxa[self._length[taxa] == 0])
+        for part in np.array_split(new, -(-len(new) // AT_ONCE)) if len(new) else ():
+            self._make(part)
+        length = self._length[taxa].astype(np.int64)
+        place = self._start[taxa, None] + np.arange(length.max(initial=1))
+        return self._kept.take(place, mode="clip").astype(np.int64), length
 
-def _without_padding(row: Tensor) -> Tensor:
-    used = row.nonzero().flatten()
-    return row[: int(used[-1]) + 1].clone() if len(used) else row[:1].clone()
+    def _make(self, taxa: np.ndarray) -> None:
+        """Tokenise distinct taxa."""
+        padded = self._tokenizer([self.form.text(self.taxonomy, t) for t in taxa.tolist()]).numpy()
+        if not len(self._kept):  # room for all, of which the system gives memory to what is written
+            self._kept = np.empty(self.taxonomy.size * padded.shape[1], dtype=np.int32)
+        place = np.arange(padded.shape[1])
+        length = np.where(padded != 0, place + 1, 1).max(1)
+        kept = padded[place < length[:, None]]
+        self._kept[self._used : self._used + len(kept)] = kept
+        self._start[taxa] = self._used + np.cumsum(length) - length
+        self._length[taxa] = length
+        self._used += len(kept)
