@@ -25,7 +25,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 done with some images left out, 2 a mistake to mend."""
+    """Entry point; the exit code: 0 done, 1 done with some images left out, 2 a mistake to mend, 130 Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         code: int = options.command(options)
@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"bioclip-hc: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bioclip-hc: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # now, for processes at work would be waited for; they end with this one
 
 
 def parser() -> argparse.ArgumentParser:

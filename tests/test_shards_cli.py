@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from PIL import Image
@@ -252,6 +254,35 @@ def test_inspect(run, place, tmp_path):
     found = json.loads(out)
     assert (found["samples"], found["pictures"]["looked_at"]) == (24, 9)
     assert found["ranks"][3] == {"rank": "order", "taxa": 3, "known": 20, "missing": 4}
+
+
+def test_ctrl_c_ends_at_once_in_one_line(place):
+    script = """
+        import sys, time
+        from bioclip_hc.cli import main
+        from bioclip_hc.data import seal
+        def slow(path, check):
+            print("at work", flush=True)
+            time.sleep(600)
+        seal._examine = slow
+        sys.exit(main(sys.argv[1:]))
+    """
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(script),
+        "shards",
+        "index",
+        place / "shards",
+        "--processes",
+        "2",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(), **pipes) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "bioclip-hc: interrupted\n"
 
 
 # -- mistakes
