@@ -100,8 +100,8 @@ def pack_rows(tokens: np.ndarray, length: np.ndarray, width: int = WIDTH) -> Pac
     if not length.all():
         raise ValueError(f"text {int(length.argmin())} has no tokens")
     if not len(tokens):
-        token, position, stop = (torch.tensor([[x]]) for x in (0, 0, 1))
-        return PackedTexts(token, position, stop, torch.empty(0, 1, dtype=torch.int64))
+        padding = torch.zeros(1, 1, dtype=torch.int64)
+        return PackedTexts(padding, padding, padding + 1, padding[:0])
     depth = np.arange(length.max())
     tokens = np.where(depth < length[:, None], tokens[:, : len(depth)], -1)
     order = np.lexsort(tokens.T[::-1])  # depth first: neighbours share the most
