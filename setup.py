@@ -20,6 +20,8 @@ DEV = [
     "hypothesis>=6.100",
     "ruff>=0.9",
     "mypy>=1.15",
+    "scikit-learn>=1.5",  # this and the next: independent implementations that tests compare the metrics with
+    "hiclass>=5",
 ]
 FUZZ = ["atheris>=3.0"]  # libFuzzer for Python; `make fuzz` alone needs it
 BENCH = [*REPORT, "pytest-benchmark>=5", "geoopt>=0.5"]  # peers that benchmarks/ compares with

@@ -7,70 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from score_by_hand import by_hand, random_predictions, random_taxonomy, random_truth
 
 from bioclip_hc.evaluation import Score, chance, pixel_probe, score
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 R = len(RANKS)
-
-
-def random_taxonomy(rng: np.random.Generator, missing: float, species: int = 30) -> Taxonomy:
-    rows = [
-        [f"{rank}{rng.integers(2)}" if rng.random() >= missing else "" for rank in RANKS[:-1]] + [f"s{i}"]
-        for i in range(species)
-    ]
-    return Taxonomy.from_lineages(rows)
-
-
-def random_truth(rng: np.random.Generator, taxonomy: Taxonomy, images: int) -> np.ndarray:
-    """Lineages of random taxa: known down to any rank, with the gaps of the tree."""
-    return taxonomy.lineages[rng.integers(taxonomy.size, size=images)]
-
-
-def random_predictions(rng: np.random.Generator, taxonomy: Taxonomy, truth: np.ndarray) -> np.ndarray:
-    """Right about two times of three, else any taxon of the rank or none."""
-    guess = np.stack([rng.choice([*taxonomy.at_rank(r), -1], size=len(truth)) for r in range(R)], 1)
-    return np.where((rng.random(truth.shape) < 0.66) & (truth >= 0), truth, guess)
-
-
-def slow_score(predictions: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> dict:
-    """The definitions, image by image."""
-    first_error, depth = [0] * (R + 1), []
-    right, known = [0] * R, [0] * R
-    on_path_right, on_path = [0] * R, [0] * R
-    for p, t in zip(predictions.tolist(), truth.tolist(), strict=True):
-        ranks = [r for r in range(R) if t[r] >= 0]
-        if not ranks:
-            continue
-        errors = [r for r in ranks if p[r] != t[r]]
-        first = errors[0] if errors else R
-        first_error[first] += 1
-        depth.append(sum(r < first for r in ranks) / len(ranks))
-        for r in ranks:
-            known[r] += 1
-            right[r] += p[r] == t[r]
-            on_path[r] += r <= first
-            on_path_right[r] += r < first
-    paths = []
-    for p in predictions.tolist():
-        chosen = [t for t in p if t >= 0]
-        if chosen:
-            path = taxonomy.lineage(chosen[-1])
-            paths.append(all(path[taxonomy.rank[t]] in (t, -1) for t in chosen))
-    accuracy = [a / b if b else None for a, b in zip(right, known, strict=True)]
-    present = [a for a in accuracy if a is not None]
-    return {
-        "images": len(depth),
-        "known": known,
-        "accuracy": accuracy,
-        "average": sum(present) / len(present),
-        "on_path": on_path,
-        "on_path_accuracy": [a / b if b else None for a, b in zip(on_path_right, on_path, strict=True)],
-        "first_error": first_error,
-        "nlca": sum(depth) / len(depth),
-        "full_path": first_error[-1] / len(depth),
-        "consistency": sum(paths) / len(paths),
-    }
 
 
 def assert_same(actual: dict, expected: dict, tolerance: float = 1e-12) -> None:
@@ -88,7 +30,7 @@ def test_score_equals_a_loop_over_images(seed: int) -> None:
     truth = random_truth(rng, taxonomy, 60)
     truth[rng.random(len(truth)) < 0.1] = -1  # images that nobody labelled
     predictions = random_predictions(rng, taxonomy, truth)
-    assert_same(score(predictions, truth, taxonomy).to_dict(), slow_score(predictions, truth, taxonomy))
+    assert_same(score(predictions, truth, taxonomy).to_dict(), by_hand(predictions, truth, taxonomy))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -185,7 +127,8 @@ def test_chance_is_the_mean_score_of_every_possible_guess(seed: int) -> None:
     choices = [[t for t in taxonomy.at_rank(r) if allowed[t]] or [-1] for r in range(R)]
     guesses = [score(np.tile(g, (len(truth), 1)), truth, taxonomy) for g in itertools.product(*choices)]
     expected = chance(truth, taxonomy, allowed)
-    for name in ("accuracy", "known", "on_path", "first_error", "average", "nlca", "full_path", "consistency"):
+    shares = ("average", "nlca", "full_path", "por", "s_por_run", "tor", "consistency")
+    for name in ("accuracy", "known", "on_path", "first_error", *shares):
         values = np.array([getattr(g, name) for g in guesses], dtype=float)
         np.testing.assert_allclose(
             np.array(getattr(expected, name), dtype=float), values.mean(0), atol=1e-12, err_msg=name

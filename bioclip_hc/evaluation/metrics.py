@@ -2,29 +2,38 @@
 
 # N images, R ranks, T taxa
 
-Everything is computed from one matrix, the probability that the prediction is right at each rank: 0 or 1 for
-predictions, between them for a guess. So a system and chance are scored by the same lines.
+What asks only whether each rank is right is computed from one matrix, the probability of being right at each rank:
+0 or 1 for predictions, between them for a guess. So a system and chance are scored by the same lines. What asks
+where in the tree a wrong answer lies is in `hierarchy`.
 
-Ranks that a truth does not know are skipped: they are neither right nor wrong. To leave out the ranks that a
-benchmark lacks, set them to -1 in the truth.
+Ranks that a truth does not know are skipped: they are neither right nor wrong, and the known ranks above and below
+are neighbours. To leave out the ranks that a benchmark lacks, set them to -1 in the truth.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bioclip_hc.evaluation.hierarchy import Parts, tree_parts
 from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+ONE_VALUE = (
+    *("nlca", "full_path", "por", "s_por_run", "tor", "consistency"),
+    *("lca_height", "mistake_height", "tree_distance", "h_precision", "h_recall", "h_f1"),
+)  # measures that are one number, in Score's order
 
 
 @dataclass(frozen=True)
 class Score:
     """Scores of one system under one protocol; None where nothing could be measured.
 
-    For `chance`, counts and shares are expectations.
+    Means over images leave out those of which nothing is known. For `chance`, counts and shares are expectations,
+    and what depends on the place of a wrong answer (lca_height ... h_f1) is None.
     """
 
     images: int
@@ -42,15 +51,37 @@ class Score:
     first_error: tuple[float, ...]
     """(R + 1,) images by the rank of their first error; the last bin counts those with none."""
     nlca: float | None
-    """Mean share of an image's known ranks that come before its first error (nLCA, S-POR by prefix)."""
+    """Mean share of an image's known ranks that come before its first error: nLCA (arXiv 2606.21838), or S-POR by
+    prefix, as released code computes it. Complete lineages and predictions that are paths: equal to `average`."""
     full_path: float | None
-    """Share of images right at every known rank (HCA, FPA)."""
+    """Share of images right at every known rank: HCA (Wu, Ho and Vasconcelos, CVPR 2024), FPA (Park et al.,
+    arXiv 2406.11608)."""
+    por: float | None
+    """Mean share of an image's known ranks that are right: POR (Yi et al., ECCV 2022)."""
+    s_por_run: float | None
+    """Mean share of an image's known ranks in its longest run of right ones: S-POR by run (arXiv 2603.00431,
+    equation 7). At least `nlca`, at most `por`."""
+    tor: float | None
+    """Mean share of an image's neighbouring known ranks that are both right: TOR (arXiv 2603.00431, equation 8);
+    images known at one rank only have none and are left out."""
     consistency: float | None
     """Share of predictions that are a path of the tree; TICE is 1 - consistency."""
+    lca_height: float | None
+    """Mean height of the lowest common ancestor of prediction and truth, in ranks that the truth knows."""
+    mistake_height: float | None
+    """The same over images where it is not 0: how bad mistakes are."""
+    tree_distance: float | None
+    """Mean number of edges between the predicted and the true node."""
+    h_precision: float | None
+    """Hierarchical precision: the true ones among all taxa claimed, ancestors included."""
+    h_recall: float | None
+    """Hierarchical recall: the claimed ones among all true taxa, ancestors included."""
+    h_f1: float | None
+    """Their harmonic mean."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return _plain(asdict(self))
 
 
 def score(predictions: ArrayLike, truth: ArrayLike, taxonomy: Taxonomy) -> Score:
@@ -64,6 +95,14 @@ def score(predictions: ArrayLike, truth: ArrayLike, taxonomy: Taxonomy) -> Score
     Raises:
         ValueError: shapes that differ, an id out of range or of another rank.
     """
+    return summary(score_parts(predictions, truth, taxonomy))
+
+
+def score_parts(predictions: ArrayLike, truth: ArrayLike, taxonomy: Taxonomy) -> dict[str, Parts]:
+    """All measures of `score` but `average`, as the per-image numerators and denominators that `summary` sums.
+
+    Arguments and errors are those of `score`.
+    """
     predicted = checked_taxa("predictions", predictions, taxonomy)
     true = checked_taxa("truth", truth, taxonomy)
     if predicted.shape != true.shape:
@@ -72,7 +111,7 @@ def score(predictions: ArrayLike, truth: ArrayLike, taxonomy: Taxonomy) -> Score
         )
     known = true >= 0
     right = (predicted == true) & known
-    return _summary(right.astype(np.int64), known, path_share(predicted, taxonomy))
+    return rank_parts(right.astype(np.int64), known) | tree_parts(predicted, true, taxonomy)
 
 
 def chance(truth: ArrayLike, taxonomy: Taxonomy, candidates: np.ndarray | None = None) -> Score:
@@ -88,23 +127,51 @@ def chance(truth: ArrayLike, taxonomy: Taxonomy, candidates: np.ndarray | None =
     probability = _guess_probability(taxonomy, allowed)
     known = true >= 0
     hit = np.where(known, probability[true], 0.0)
-    return _summary(hit, known, _guess_consistency(taxonomy, allowed, probability))
+    return replace(summary(rank_parts(hit, known)), consistency=_guess_consistency(taxonomy, allowed, probability))
 
 
-def path_share(predictions: np.ndarray, taxonomy: Taxonomy) -> float | None:
-    """Share of predictions whose taxa lie on one path of the tree.
+def rank_parts(hit: np.ndarray, known: np.ndarray) -> dict[str, Parts]:
+    """The measures that ask only which ranks are right, by name.
 
-    The deepest predicted taxon is the path's end; every prediction above it must be its ancestor. A rank that
-    this taxon's lineage does not name is not held against the prediction, for an independent protocol has to
-    answer there too. Images without any prediction are left out.
+    Args:
+        hit: (N, R) probability of being right, ranks independent; integers 0 and 1 give integer counts.
+        known: (N, R) bool.
     """
-    deepest = predictions.max(axis=1, initial=-1)  # ids are rank-major: the deepest has the largest
-    some = deepest >= 0
-    if not some.any():
-        return None
-    path, predicted = taxonomy.lineages[deepest[some]], predictions[some]
-    fits = (predicted == path) | (predicted < 0) | (path < 0)
-    return float(fits.all(axis=1).mean())
+    hit = hit * known
+    size: np.ndarray = known.sum(axis=1)
+    labelled = size > 0
+    passed = np.cumprod(np.where(known, hit, 1), axis=1)  # no error down to and including this rank
+    reached = np.concatenate([np.ones_like(passed[:, :1]), passed[:, :-1]], axis=1)
+    first_error = np.concatenate([reached - passed, passed[:, -1:]], axis=1)
+    pairs = _both_right(hit, known)
+    share = np.maximum(size, 1)
+    return {
+        "accuracy": (hit, known),
+        "on_path_accuracy": (passed * known, reached * known),
+        "first_error": (first_error * labelled[:, None], np.repeat(labelled[:, None], first_error.shape[1], 1)),
+        "nlca": ((passed * known).sum(axis=1) / share, labelled),
+        "full_path": (passed[:, -1] * labelled, labelled),
+        "por": (hit.sum(axis=1) / share, labelled),
+        "s_por_run": (_longest_run(hit, known) / share, labelled),
+        "tor": (pairs / np.maximum(size - 1, 1), size > 1),
+    }
+
+
+def summary(parts: Mapping[str, Parts]) -> Score:
+    """The score of all images that `parts` has; a measure it lacks is None."""
+    sums = {name: (part.sum(axis=0), whole.sum(axis=0)) for name, (part, whole) in parts.items()}
+    value = {name: _ratio(*sums[name]) for name in sums}
+    present = [a for a in value["accuracy"] if a is not None]
+    return Score(
+        images=int(sums["first_error"][1][0]),
+        known=tuple(sums["accuracy"][1].tolist()),
+        accuracy=value["accuracy"],
+        average=float(np.mean(present)) if present else None,
+        on_path=tuple(sums["on_path_accuracy"][1].tolist()),
+        on_path_accuracy=value["on_path_accuracy"],
+        first_error=tuple(sums["first_error"][0].tolist()),
+        **{name: value[name][0] if name in value else None for name in ONE_VALUE},
+    )
 
 
 def checked_taxa(name: str, taxa: ArrayLike, taxonomy: Taxonomy) -> np.ndarray:
@@ -131,33 +198,42 @@ def checked_taxa(name: str, taxa: ArrayLike, taxonomy: Taxonomy) -> np.ndarray:
     return ids
 
 
-def _summary(hit: np.ndarray, known: np.ndarray, consistency: float | None) -> Score:
-    """Score of (N, R) probabilities of being right; integer 0/1 hits give integer counts."""
-    labelled = known.any(axis=1)
-    hit, known = hit[labelled], known[labelled]
-    passed = np.cumprod(np.where(known, hit, 1), axis=1)  # no error down to and including this rank
-    reached = np.concatenate([np.ones_like(passed[:, :1]), passed[:, :-1]], axis=1)
+def _longest_run(hit: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) the expected length of the longest run of right ranks, unknown ones taken out.
 
-    on_path = (reached * known).sum(axis=0)
-    accuracy = _ratio((hit * known).sum(axis=0), known.sum(axis=0))
-    present = [a for a in accuracy if a is not None]
-    depth = (passed * known).sum(axis=1) / known.sum(axis=1)
-    return Score(
-        images=len(hit),
-        known=tuple(known.sum(axis=0).tolist()),
-        accuracy=accuracy,
-        average=float(np.mean(present)) if present else None,
-        on_path=tuple(on_path.tolist()),
-        on_path_accuracy=_ratio((passed * known).sum(axis=0), on_path),
-        first_error=(*(reached - passed).sum(axis=0).tolist(), passed[:, -1].sum().item()),
-        nlca=float(depth.mean()) if len(depth) else None,
-        full_path=float(passed[:, -1].mean()) if len(passed) else None,
-        consistency=consistency,
-    )
+    The length is the number of k = 1 ... R that it reaches, and for each k the state is the probability that no run
+    has reached k and the present one has c right ranks.
+    """
+    length = np.zeros(len(hit), hit.dtype)
+    for k in range(1, hit.shape[1] + 1):
+        state = np.zeros((k, len(hit)), hit.dtype)
+        state[0] = 1
+        for right, present in zip(hit.T, known.T, strict=True):
+            broken = state.sum(axis=0) * (1 - right)
+            state = np.where(present, np.concatenate([broken[None], state[:-1] * right]), state)
+        length += 1 - state.sum(axis=0)
+    return length
+
+
+def _both_right(hit: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) expected number of neighbouring known ranks that are both right."""
+    above, both = np.zeros(len(hit), hit.dtype), np.zeros(len(hit), hit.dtype)  # nothing above the first is right
+    for right, present in zip(hit.T, known.T, strict=True):
+        both += above * right  # 0 where unknown
+        above = np.where(present, right, above)
+    return both
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> tuple[float | None, ...]:
-    return tuple(float(p / w) if w > 0 else None for p, w in zip(part, whole, strict=True))
+    pairs = zip(np.atleast_1d(part), np.atleast_1d(whole), strict=True)
+    return tuple(float(p / w) if w > 0 else None for p, w in pairs)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, whatever holds them."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _guess_probability(taxonomy: Taxonomy, allowed: np.ndarray) -> np.ndarray:
