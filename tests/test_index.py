@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shards_by_hand import JPEG, ROBIN_TAG, SCORPION, robin, sample, write_tar
+from shards_by_hand import JPEG, ROBIN, ROBIN_TAG, SCORPION, robin, sample, write_tar
 
-from bioclip_hc.data.captions import format_taxon_tag
-from bioclip_hc.data.index import build_index, shard_index
+from bioclip_hc.data.captions import Label, format_taxon_tag
+from bioclip_hc.data.index import build_index, kept_index, shard_index
 from bioclip_hc.data.sample import MAX_TEXT_BYTES
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.writer import write_shards
@@ -100,6 +100,25 @@ def test_a_shard_without_captions_names_what_it_holds(tmp_path):
     path = write_tar(tmp_path / "s.tar", {"a.jpg": JPEG, "a.cls": b"3", "b.jpg": JPEG, "b.json": b"{}"})
     with pytest.raises(ValueError, match=r"s\.tar: none of its 2 samples .*'taxonTag\.txt'.*cls, jpg, json"):
         ShardSet(path)
+
+
+def test_flat_captions_are_kept_as_they_are_and_read_back(tmp_path):
+    """An index depends on its shard alone, whatever the taxonomy that is to come."""
+    members = (
+        {"a.jpg": JPEG, "a.txt": "a photo of  Bérnoullia.\n".encode(), "b.jpg": JPEG, "b.txt": b"a photo of ."}
+        | {"c.jpg": JPEG, "c.sci.txt": b"Turdus", "c.com.txt": b"a photo of thrush."}
+        | robin("d", **{"com.txt": b"robin", "txt": b"Oenanthe"})
+    )
+    path = write_tar(tmp_path / "s.tar", members)
+    built = shard_index(path)
+    assert built.labels == [
+        Label((), "", "txt", "a photo of Bérnoullia."),
+        Label((), "thrush", "sci.txt", "Turdus"),
+        Label(ROBIN, "robin"),
+    ]
+    assert built.bad == [("b", "no caption says anything: txt")]
+    assert built.extensions == ["com.txt", "jpg", "sci.txt", "taxontag.txt", "txt"]
+    assert kept_index(path) == built
 
 
 def test_one_sample_without_caption_does_not_stop_the_others(tmp_path):

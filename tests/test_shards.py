@@ -5,14 +5,17 @@ import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from shards_by_hand import JPEG, robin, sample, write_tar
+from shards_by_hand import JPEG, ROBIN, SCORPION, robin, sample, write_tar
 
 from bioclip_hc.data import shards
+from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.writer import write_shards
+from bioclip_hc.taxonomy import Taxonomy
 
 
 def test_access_is_random_and_bounded(tmp_path):
@@ -89,3 +92,83 @@ def test_the_bad_samples_of_all_shards_are_listed_with_their_shard(tmp_path):
     two = write_tar(tmp_path / "2.tar", robin("c") | {"d.jpg": JPEG})
     bad = ShardSet([two, one]).bad
     assert [(record.shard, record.key) for record in bad] == [(str(one), "b"), (str(two), "d")]
+
+
+# -- names looked up -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table() -> NameTable:
+    other = ("Plantae", "Tracheophyta", "", "", "", "Turdus", "")
+    return NameTable(Taxonomy.from_lineages([ROBIN, SCORPION, other], ["American robin", "", ""]))
+
+
+def flat(key: str, text: str) -> dict[str, bytes]:
+    return {f"{key}.jpg": JPEG, f"{key}.txt": text.encode()}
+
+
+def test_flat_captions_are_looked_up_and_the_rest_is_bad_with_its_reason(tmp_path, table):
+    """Tagged, flat and unresolved samples of two shards: all counted, in order, none twice, none guessed."""
+    one = robin("a") | flat("b", "Turdus migratorius") | flat("c", "Turdus") | flat("d", "a photo of a cat.")
+    two = flat("e", "Animalia Arthropoda Arachnida Scorpiones") | flat("f", "american robin") | {"g.jpg": JPEG}
+    paths = [write_tar(tmp_path / "1.tar", one), write_tar(tmp_path / "2.tar", two | flat("h", "Turdus"))]
+    for _ in range(2):  # indexed, then from the files of the first time
+        found = ShardSet(paths, table)
+        samples = [found.read(i) for i in range(len(found))]
+        assert [s.key for s in samples] == ["a", "b", "e", "f"]
+        assert [s.lineage for s in samples] == [ROBIN, ROBIN, SCORPION, ROBIN]
+        assert [s.common_name for s in samples] == ["", "American robin", "", "American robin"]
+        assert [s.image for s in samples] == [JPEG] * 4
+        assert [(Path(b.shard).name, b.key, b.reason.split(":")[0]) for b in found.bad] == [
+            ("1.tar", "c", "name 'Turdus' is ambiguous"),
+            ("1.tar", "d", "name 'cat' is not in the taxonomy"),
+            ("2.tar", "g", "no caption 'taxonTag.txt', nor a flat one; members found"),
+            ("2.tar", "h", "name 'Turdus' is ambiguous"),
+        ]
+        counted = {"tagged": 1, "path": 1, "name": 1, "common name": 1, "synonym": 0}
+        assert found.resolution.resolved == counted
+        assert found.resolution.unresolved == {"ambiguous": 2, "not in the taxonomy": 1}
+        assert found.resolution.flat == 6
+        assert found.unresolved(table.taxonomy) == ""
+        assert {found.taxonomy().path(t)[-1] for t in (0, found.taxonomy().size - 1)} == {"Animalia", "migratorius"}
+
+
+def test_shards_of_flat_captions_alone_need_a_taxonomy(tmp_path):
+    path = write_tar(tmp_path / "s.tar", flat("a", "Turdus") | flat("b", "Rosa"))
+    with pytest.raises(
+        ValueError, match=r"s\.tar: none .* \(members found: jpg, txt\).*--data\.taxonomy .*NameTable"
+    ):
+        ShardSet(path)
+
+
+def test_without_a_taxonomy_a_flat_caption_among_tagged_ones_is_bad(tmp_path):
+    found = ShardSet(write_tar(tmp_path / "s.tar", robin("a") | flat("b", "Turdus migratorius")))
+    assert len(found) == 1
+    assert [record.reason for record in found.bad] == [
+        "no caption 'taxonTag.txt', and no taxonomy to look txt up in"
+    ]
+    assert found.resolution.unresolved == {"no taxonomy": 1}
+
+
+def test_where_no_name_resolves_the_first_reason_is_told(tmp_path, table):
+    path = write_tar(tmp_path / "s.tar", flat("a", "cat") | flat("b", "dog"))
+    with pytest.raises(ValueError, match=r"no usable sample in .*the first of 2 reasons: name 'cat' is not in the"):
+        ShardSet(path, table)
+
+
+def test_fingerprints_tell_what_the_names_resolved_to(tmp_path, table):
+    """So that a run does not go on with another table, but does with one that changes nothing of its samples."""
+    path = write_tar(
+        tmp_path / "s.tar", robin("a") | flat("b", "Merula") | flat("c", "Grus") | flat("d", "American robin")
+    )
+
+    def prints(*rows: str) -> dict[str, str]:
+        synonyms = tmp_path / "synonyms.csv"
+        synonyms.write_text("\n".join(["synonym,accepted", *rows, ""]))
+        return ShardSet(path, NameTable(table.taxonomy, synonyms)).fingerprints()
+
+    merula = prints("Merula,Turdus migratorius")
+    assert prints("Ciconia,Scorpiones", "Merula,Turdus migratorius") == merula
+    assert prints("Merula,Scorpiones") != merula
+    assert prints("Merula,Turdus migratorius", "Grus,Scorpiones") != merula
+    assert prints() != merula

@@ -87,7 +87,7 @@ def read_label(found: Collection[str], read: Callable[[str], str]) -> Label:
         if member == "txt" and (tagged := _tagged_text(text)):
             return tagged
         if common and member not in COMMON_NAMES:
-            said = _body(read(common)).removesuffix(".")
+            said = _said(read(common))
         return Label((), said, member, text)
     if flat:
         raise ValueError(f"no caption says anything: {', '.join(flat)}")
@@ -186,6 +186,12 @@ def _body(text: str) -> str:
     return text[len(opening) :]
 
 
+def _said(text: str) -> str:
+    """What a caption says: what stands between its opening and its period, or all of it where it has no opening."""
+    body = _body(text)
+    return body if body == text.strip() else body.removesuffix(".")
+
+
 def scientific_name(lineage: Lineage) -> str:
     """Genus and species, or the deepest known name of a lineage that ends higher; "" for an empty one."""
     *higher, genus, species = lineage
@@ -196,7 +202,7 @@ def scientific_name(lineage: Lineage) -> str:
 
 def common_name(text: str, lineage: Lineage) -> str:
     """The common name in a caption; "" where TreeOfLife-10M for want of one, has the scientific or full name."""
-    name = _body(text).removesuffix(".")
+    name = _said(text)
     scientific = scientific_name(lineage)
     # a species without a genus gets its first letter from the publisher
     return "" if name in (scientific, scientific.capitalize(), " ".join(filter(None, lineage))) else name
