@@ -159,7 +159,8 @@ def kept_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s.tar"
         path.write_bytes(SHARD)
-        content = {"stamp": "STAMP", **vars(index.build_index(path))}
+        index.shard_index(path)
+        content = json.loads(index.index_file(path).read_bytes()) | {"stamp": "STAMP"}
     return [json.dumps(content).encode(), b'{"stamp": "STAMP"}', b"[]", b"[" * 5000]
 
 
