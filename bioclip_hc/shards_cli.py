@@ -108,12 +108,12 @@ class _Progress:
     def __enter__(self) -> _Progress:
         return self
 
-    def __call__(self, done: int, more: str = "") -> None:
+    def __call__(self, done: float, more: str = "") -> None:
         now = time.monotonic()
         if self.live and now > self.shown + 0.5:
             self.shown = now
-            left = (self.total - done) * (now - self.begun) / max(done, 1)
-            text = f"{done} of {self.total} {self.unit}{more}, about {left:.0f} s left"
+            left = (self.total - done) * (now - self.begun) / max(done, 1e-3)
+            text = f"{done:.0f} of {self.total} {self.unit}{more}, about {left:.0f} s left"
             print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
 
     def __exit__(self, *exc: object) -> None:
@@ -383,7 +383,8 @@ def _verify(options: argparse.Namespace) -> int:
 
         def show(so_far: Verdict) -> None:
             rate = so_far.decoded / max(time.monotonic() - line.begun, 1e-3)
-            line(so_far.shards, f", {so_far.decoded} pictures, {rate:.0f} a second")
+            behind = so_far.decoded / max(so_far.samples, 1)  # shards are looked at before their pictures are
+            line(so_far.shards * behind, f", {so_far.decoded} pictures, {rate:.0f} a second")
 
         verdict = verify(paths, _processes(options), names, write, show)
     print(f"{verdict.shards} shards, {verdict.samples} samples, {verdict.decoded} pictures decode")

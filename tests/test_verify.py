@@ -10,6 +10,7 @@ from shards_by_hand import ROBIN_TAG, robin, write_tar
 from small_run import LINEAGES, picture
 
 from bioclip_hc.data import verify as module
+from bioclip_hc.data.decode import Photograph
 from bioclip_hc.data.index import index_file, shard_index
 from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.sample import Sample
@@ -205,8 +206,9 @@ def test_a_picture_that_kills_its_process_is_named(folder, monkeypatch):
     def deadly(data):
         if data == PICTURES[3]:
             os.kill(os.getpid(), 9)
+        return Photograph(data)
 
-    monkeypatch.setattr(module, "decode_image", deadly)
+    monkeypatch.setattr(module, "Photograph", deadly)
     verdict, found = look(folder, 2)
     assert [(f.kind, f.key) for f in found] == [("picture", "0003"), ("picture", "0009")]
     assert (verdict.samples, verdict.decoded) == (12, 10)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from bioclip_hc.data.captions import format_taxon_tag
-from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import PathLike, Sample
@@ -184,15 +184,21 @@ def read_samples(
 def _read(photo: Photo, max_side: int | None) -> Sample | Skipped:
     data = photo.path.read_bytes()
     try:
-        image = decode_image(data)
+        picture = Photograph(data)
+        if max_side is None or max(picture.size) <= max_side:
+            picture.pixels()  # only to see that they are there
+        else:
+            data = _smaller(picture.image(), max_side)
     except DecodeError as error:
         return Skipped(photo.path, str(error))
-    if max_side is not None and max(image.size) > max_side:
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=JPEG_QUALITY)
-        data = file.getvalue()
     return Sample(photo.key, data, photo.lineage, photo.common_name)
+
+
+def _smaller(image: Image.Image, max_side: int) -> bytes:
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
 
 
 def _died(photo: Photo) -> Sample | Skipped:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.index import ShardIndex, build_index, kept_index
 from bioclip_hc.data.keys import encoded, repeated_keys
 from bioclip_hc.data.names import NameTable
@@ -211,7 +211,7 @@ def _decode(chunk: _Chunk) -> _Decoded:
                     data = os.pread(file.fileno(), size, offset)
                     if len(data) != size:
                         raise DecodeError(f"read {len(data)} of {size} bytes: the shard has become shorter")
-                    decode_image(data)
+                    Photograph(data).pixels()
                 except (DecodeError, OSError) as error:
                     bad.append((key, str(error)))
     except OSError as error:  # the shard cannot be opened any more
