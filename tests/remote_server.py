@@ -242,13 +242,21 @@ def changed(handler: Handler, body: bytes) -> None:
     assert start, "nothing was asked to be gone on with"
     span = f"bytes {start}-{len(body) - 1}/{len(body)}"
     handler.head(206, Content_Length=len(body) - start, Content_Range=span, ETag='"another"')
-    handler.wfile.write(body[start:])
+    handler.wfile.write(body[start:].replace(b"\xff", b"\xfe"))
 
 
 def other_range(handler: Handler, body: bytes) -> None:
     """Another range than was asked for."""
     handler.head(206, Content_Length=10, Content_Range=f"bytes 0-9/{len(body)}", ETag=etag(body))
     handler.wfile.write(body[:10])
+
+
+def earlier_range(handler: Handler, body: bytes) -> None:
+    """More than was asked for, from before what is here, up to the end."""
+    start = asked_from(handler) - 512
+    span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+    handler.head(206, Content_Length=len(body) - start, Content_Range=span, ETag=etag(body))
+    handler.wfile.write(body[start:])
 
 
 def page(handler: Handler, body: bytes) -> None:

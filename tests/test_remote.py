@@ -46,8 +46,9 @@ def the_server():
 
 
 @pytest.fixture
-def server(the_server, shards):
+def server(the_server, shards, monkeypatch):
     """Serves the shards at /set/, with nothing planned."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     the_server.files = {f"/set/{path.name}": path.read_bytes() for path in shards}
     the_server.plan, the_server.asked, the_server.headers, the_server.most = {}, [], [], 0
     return the_server
@@ -109,6 +110,7 @@ MENDS = {
     "no length, cut": [lab.until_closed_cut],
     "changed between attempts": [lab.cuts(), lab.changed],
     "another range than asked for": [lab.cuts(), lab.other_range],
+    "a range from before what is here": [lab.cuts(), lab.earlier_range],
     "a page once": [lab.page],
     "no HTTP": [lab.nonsense],
 }
@@ -243,6 +245,13 @@ def test_checksums_are_read_as_sha256sum_writes_them():
         "two.tar": b.lower(),
         "three.tar": c,
     }
+
+
+def test_a_name_that_is_written_otherwise_here_has_its_checksum_all_the_same(server, body, tmp_path):
+    server.files["/set/a%5Cb"] = body
+    server.files["/set/SHA256SUMS"] = f"{'0' * 64}  a\\b\n".encode()
+    with pytest.raises(OSError, match=f"should be {'0' * 64}"):
+        fetch(server.url + "/set/a%5Cb", folder=tmp_path)
 
 
 def test_a_shard_that_is_damaged_at_the_source_is_used_as_a_local_one(server, body, tmp_path):
@@ -425,6 +434,15 @@ def test_a_redirect_to_another_host_is_not_given_the_password(server, body, tmp_
         assert not any("Authorization" in headers for headers in other.headers)
 
 
+def test_a_user_of_netrc_is_for_https_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine example.org login ann password s3cret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert download._user_of(parse("https://example.org/a.tar")) == "ann:s3cret"
+    assert download._user_of(parse("http://example.org/a.tar")) == ""
+    assert download._user_of(parse("https://example.com/a.tar")) == ""
+
+
 def test_https_is_not_left_for_http_and_other_schemes_are_unknown(server, tmp_path):
     """The rule of redirects is asked directly, for there is no certificate here that a client would take."""
     url = server.url.replace("http:", "https:") + FIRST
@@ -435,7 +453,7 @@ def test_https_is_not_left_for_http_and_other_schemes_are_unknown(server, tmp_pa
     rule = next(handler for handler in opener.handlers if isinstance(handler, download._Redirects))
     with pytest.raises(OSError, match=r"redirects from https: to http:, which is not followed"):
         rule.http_error_302(request, io.BytesIO(), 302, "Found", {"location": "http://example.org/a.tar"})
-    assert set(opener.handle_open) == {"http", "https"}
+    assert {"file", "ftp", "data", "unknown"}.isdisjoint(opener.handle_open)
 
 
 # -- the hub and object stores -----------------------------------------------------------------------------

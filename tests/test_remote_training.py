@@ -10,6 +10,7 @@ import small_run
 from small_run import finish, finish_together, start
 
 HALF = ("--run.stop-after", "6")
+DIRECT = {"no_proxy": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_a_run_over_http_is_the_local_run_and_resumes_offline_and_from_local_fil
     finish(setup, tmp_path / "local", "--data.workers", "1")
     url = server.url.replace("http://", "http://ann:s3cret@") + "/set/shard-{000000..000002}.tar?Signature=s3cret"
     there = ("--data.train", url, "--data.cache", str(tmp_path / "cache"))
-    printed = finish(setup, tmp_path / "remote", *there, *HALF)
+    printed = finish(setup, tmp_path / "remote", *there, *HALF, **DIRECT)
     assert (
         f"fetching 3 remote shards, the first {server.url}/set/shard-000000.tar?..., into {tmp_path}/cache"
         in printed
@@ -64,7 +65,9 @@ def test_two_processes_fetch_each_shard_once_and_a_slow_server_is_no_hang(setup,
         "--data.cache",
         str(tmp_path / "cache"),
     )
-    printed = finish_together(setup, tmp_path / "two", 2, *there, "--run.silence", "1.5", "--run.stop-after", "2")
+    printed = finish_together(
+        setup, tmp_path / "two", 2, *there, "--run.silence", "1.5", "--run.stop-after", "2", **DIRECT
+    )
     assert "fetched 3 of 3 remote shards" in printed[0]
     assert "fetch" not in printed[1]
     assert [server.count(path) for path in sorted(server.files)] == [1, 1, 1]
@@ -77,7 +80,7 @@ def test_what_one_process_cannot_fetch_is_one_error_on_all(setup, server, tmp_pa
         "--data.cache",
         str(tmp_path / "cache"),
     )
-    printed = finish_together(setup, tmp_path / "two", 2, *there, code=2)
+    printed = finish_together(setup, tmp_path / "two", 2, *there, code=2, **DIRECT)
     for text in printed:
         said = [line for line in text.splitlines() if line.startswith("train.py: ")]
         assert len(said) == 1
@@ -87,7 +90,7 @@ def test_what_one_process_cannot_fetch_is_one_error_on_all(setup, server, tmp_pa
 
 def test_a_signal_ends_a_run_that_is_fetching(setup, server, tmp_path):
     url = server.does("/set/shard-000000.tar", lab.silent, lab.silent)
-    run = start(setup, tmp_path / "run", "--data.train", url, "--data.cache", str(tmp_path / "cache"))
+    run = start(setup, tmp_path / "run", "--data.train", url, "--data.cache", str(tmp_path / "cache"), **DIRECT)
     end = time.monotonic() + 60
     while not server.asked:
         assert time.monotonic() < end

@@ -22,8 +22,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import filelock
 
@@ -73,21 +75,22 @@ class Cache:
         return self.folder / address.key / address.name
 
     def holds(self, address: Address) -> bool:
-        """Whether a shard is here, whole."""
+        """Whether a shard is here, whole and not touched since."""
         path = self.path(address)
-        try:
-            record = json.loads(path.with_name("source.json").read_bytes())
-            stat = path.stat()
-            if stat.st_size != record["bytes"]:
-                return False
-            if stat.st_mtime_ns == record["mtime_ns"]:
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            record, stat = _read_record(path), path.stat()
+            return (stat.st_size, stat.st_mtime_ns) == (record["bytes"], record["mtime_ns"])
+        return False
+
+    def recognises(self, address: Address) -> bool:
+        """Whether what is here is the shard all the same, by its SHA-256; if so it is held from now on."""
+        path = self.path(address)
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            record, stat = _read_record(path), path.stat()
+            if stat.st_size == record["bytes"] and _sha256(path) == record["sha256"]:
+                _write_record(path, {**record, "mtime_ns": stat.st_mtime_ns})
                 return True
-            if _sha256(path) != record["sha256"]:
-                return False
-            _write_record(path, {**record, "mtime_ns": stat.st_mtime_ns})
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            return False
-        return True
+        return False
 
     def keep(self, address: Address, part: Part, digest: str) -> None:
         """Give a fetched shard its name."""
@@ -228,7 +231,7 @@ class Downloads:
         try:
             folder = self._cache.make(address)
             with self._locked(folder / "lock"):
-                if self._cache.holds(address):
+                if self._cache.holds(address) or self._cache.recognises(address):
                     return
                 part = Part(folder)
                 while True:
@@ -347,6 +350,12 @@ def say(line: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """source.json of a shard; see `Cache.holds` for what it raises."""
+    record: dict[str, Any] = json.loads(path.with_name("source.json").read_bytes())
+    return record
 
 
 def _write_record(path: Path, facts: dict[str, object]) -> None:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from bioclip_hc import __version__
 from bioclip_hc.data.urls import FSSPEC, Address, beside, redacted
@@ -233,7 +233,7 @@ def known_sum(address: Address, part: Part, sums: dict[str, str]) -> str:
     if address.scheme == "hf":  # the hub names large files in its cache by it
         name = os.path.basename(os.path.realpath(part.path))
         return name if re.fullmatch(r"[0-9a-f]{64}", name) else ""
-    return sums.get(address.name, "")
+    return sums.get(unquote(urlsplit(address.target).path.rpartition("/")[2]), "")
 
 
 def examine(path: Path) -> str:
@@ -317,7 +317,7 @@ def _from_http(address: Address, part: Part, limits: Limits, meter: Meter) -> No
             part.need(total - start)
         with part.appending() as file:
             got = start
-            while (total is None or got < total) and (piece := answer.read1(PIECE)):
+            while piece := answer.read1(PIECE if total is None else min(PIECE, total - got)):
                 write(file, piece)
                 got += len(piece)
                 meter.add(len(piece))
@@ -357,6 +357,8 @@ def _open(url: str, address: Address, limits: Limits, headers: dict[str, str]) -
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Permanent(f"its certificate is not valid: {error.reason.verify_message}") from None
+        if isinstance(error.reason, TimeoutError):
+            raise Transient(f"the server is not reached in {limits.connect:g} s") from None
         raise error.reason if isinstance(error.reason, OSError) else Transient(str(error.reason)) from None
     except http.client.InvalidURL as error:
         raise Permanent(f"not a URL: {redacted(str(error))}") from None
@@ -517,14 +519,19 @@ def _from_hub(address: Address, part: Part, limits: Limits, meter: Meter) -> Non
         raise Permanent(
             "the dataset asks for your consent; give it on its page, and log in by `hf auth login`"
         ) from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+    except errors.LocalEntryNotFoundError as error:  # the hub is not reached
+        raise Transient(redacted(str(error).strip().splitlines()[0])) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise Permanent(
             f"the hub has no such dataset, commit or file, or does not show it to you ({type(error).__name__}); "
             "fix the address, or log in by `hf auth login`"
         ) from None
     except OSError as error:  # the client's own errors among them
         if error.errno in FULL:
-            raise no_room(own, "more room") from None
+            raise Permanent(
+                f"the disk of the hub's cache is full ({error}); make room, set HF_HOME, or name a cache on a "
+                "larger disk (data.cache of a run, --cache of a command)"
+            ) from None
         raise Transient(
             redacted(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
         ) from None
