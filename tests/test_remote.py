@@ -7,8 +7,9 @@ import json
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import remote_server as lab
@@ -589,6 +590,22 @@ def test_a_command_that_fails_leaves_nothing(shards, tmp_path, command, said):
     with pytest.raises(OSError, match=f"^pipe:{command.split()[0]} \\.\\.\\.: .*{said}"):
         fetch(f"pipe:{command.format(shard=shards[0])}", folder=tmp_path, allow_pipe=True, limits=TWICE)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_what_a_silent_command_started_ends_with_it(tmp_path):
+    with pytest.raises(OSError, match="silent"):
+        fetch("pipe:sleep 51.2507 & sleep 51.2507", folder=tmp_path, allow_pipe=True, limits=TWICE)
+    end = time.monotonic() + 10
+    while any(b"51.2507" in command for command in commands()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def commands():
+    """Command lines of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_no_command_is_reached_otherwise(server, hub, tmp_path, monkeypatch):

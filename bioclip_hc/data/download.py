@@ -376,8 +376,6 @@ def _user_of(address: Address) -> str:
 def _refusal(error: urllib.error.HTTPError) -> OSError:
     """What a status that is no success means."""
     says = f"the server answers {error.code} {error.reason}"
-    if error.code in (404, 410):
-        return Permanent(f"{says}; fix the address")
     if error.code in (401, 403):
         return Permanent(f"{says}; give it a user in ~/.netrc, or a fresh signature in the URL")
     if error.code == 416:
