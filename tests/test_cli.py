@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from shards_by_hand import write_tar
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
 from bioclip_hc.cli import SELF_CHECK_TOLERANCE, _verdict, main
@@ -106,6 +107,25 @@ def test_labels_that_the_taxonomy_lacks_are_told(capsys, place, tmp_path):
     assert code == 0
     assert "24 of 24 samples name taxa that the taxonomy lacks" in err
     assert "Animalia > Chordata" in err
+
+
+def test_evaluate_looks_names_up_in_the_taxonomy_and_the_synonyms(capsys, place, tmp_path):
+    names = [path.read_bytes() for path in sorted((place / "photos").iterdir())[:4]]
+    taxonomy = Taxonomy.load(place / "model" / "taxonomy.json")
+    genus, species = taxonomy.path(taxonomy.size - 1)[-2:]
+    texts = (f"{genus} {species}", "an old name", "a cat", " ".join(taxonomy.path(0)))
+    members = [
+        (f"{i}.{extension}", data)
+        for i, (image, text) in enumerate(zip(names, texts, strict=True))
+        for extension, data in (("jpg", image), ("txt", text.encode()))
+    ]
+    shard = write_tar(tmp_path / "s.tar", members)
+    (tmp_path / "synonyms.csv").write_text(f"synonym,accepted\nan old name,{genus}\n")
+    words = ("evaluate", "--model", place / "model", "--data", shard, "--synonyms", tmp_path / "synonyms.csv")
+    code, _, err = run(capsys, *words)
+    assert code == 0
+    assert "taxa of 3 samples: 1 by path, 1 by name, 1 by synonym" in err
+    assert "1 samples left out, not in the taxonomy: name 'a cat' is not in the taxonomy" in err
 
 
 def test_doctor_checks_every_live_backend(capsys):

@@ -13,6 +13,7 @@ from small_run import finish, start, write_setup
 
 from bioclip_hc.data.decode import decoder
 from bioclip_hc.data.preprocess import build_transform
+from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.samplers import BatchPlan, unique_texts
 
 import environment
@@ -191,3 +192,24 @@ def test_hosts_are_lines_for_each_kind():
     assert two == ["2 x (4 processes of 8 threads, 4 x A100 of 80.0 GiB, 64 cores, 512.0 GiB)"]
     alone = environment.host_lines([{**host, "processes": 1, "cores": 1, "gpus": []}], 1)
     assert alone == ["1 process of 1 thread, no GPU, 1 core, 512.0 GiB"]
+
+
+def test_unusable_samples_are_told_by_cause():
+    """A line for each cause however many samples it has, and at most so many causes."""
+    damage = [BadSample("a.tar", "", "damaged tar after byte 512 of 9000: cut off")]
+    names = [BadSample("b.tar", f"{i}", f"name 'Name {i}' is not in the taxonomy") for i in range(3000)]
+    homonyms = [BadSample("b.tar", f"h{i}", f"name 'H{i}' is ambiguous: A > H{i} | B > H{i}") for i in range(20)]
+    said = environment.unusable([*names, *damage, *homonyms])
+    assert said == [
+        "3021 unusable places in the shards (quarantine-index.jsonl); 1 damaged shard, read around the damage; "
+        "the first: a.tar: damaged tar after byte 512 of 9000: cut off",
+        "3,000 unusable: name '...' is not in the taxonomy; the first: b.tar, '0': name 'Name 0' is not in the "
+        "taxonomy",
+        "20 unusable: name '...' is ambiguous; the first: b.tar, 'h0': name 'H0' is ambiguous: A > H0 | B > H0",
+        "1 unusable: damaged tar after byte N of N: cut off; the first: a.tar: damaged tar after byte 512 of 9000: "
+        "cut off",
+    ]
+    assert environment.unusable([]) == []
+    assert len(environment.unusable(names)) == 1
+    many = [BadSample("a.tar", "k", f"{chr(97 + i)} strange reason") for i in range(20)]
+    assert environment.unusable(many)[-1] == "8 unusable for 8 other reasons"

@@ -1,5 +1,6 @@
 """Names looked up in a taxonomy: found in one way only, or not at all."""
 
+import csv
 import gzip
 import unicodedata
 from collections import Counter
@@ -11,7 +12,7 @@ from shards_by_hand import ROBIN
 
 from bioclip_hc.data.captions import Label, flat_names
 from bioclip_hc.data.names import Found, NameTable, Resolution
-from bioclip_hc.taxonomy import Taxonomy
+from bioclip_hc.taxonomy import RANKS, Taxonomy, as_lineage
 
 CHAT = ("Animalia", "Chordata", "Aves", "Passeriformes", "Muscicapidae", "Oenanthe", "oenanthe")
 WATERWORT = ("Plantae", "Tracheophyta", "Magnoliopsida", "Apiales", "Apiaceae", "Oenanthe", "aquatica")
@@ -260,3 +261,15 @@ def test_no_row_of_a_hostile_table_is_taken_for_another(data_folder):
         assert table.find([" ".join(taxonomy.path(t))]).taxon in (t, -1)
     assert count["name"] + count["path"] > 1900
     assert count["ambiguous"] > 300
+
+
+def test_the_names_of_hostile_rows_give_their_own_lineage_or_none(data_folder):
+    """scientific_name is another genus' or has more words (hybrids, subspecies, codes) than the columns in half."""
+    path = data_folder / "taxonomies" / "inat_nasty_rows.csv"
+    table, count = NameTable(Taxonomy.from_csv(path)), Counter[str]()
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found, lineage, _ = table.label(Label((), "", "txt", row["scientific_name"]))
+            assert lineage == (as_lineage({rank: row[rank] for rank in RANKS}) if found.taxon >= 0 else ())
+            count[found.how] += 1
+    assert count == {"name": 772, "path": 3, "ambiguous": 80, "not in the taxonomy": 689}
