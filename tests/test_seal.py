@@ -87,7 +87,16 @@ def test_other_lines_of_the_sums_are_left_alone(shards, tmp_path):
     assert len(read_sums(tmp_path)) == 5
 
 
-NAMES = ["a.tar", "with blank.tar", "back\\slash.tar", "new\nline.tar", "ü.tar", "\udcff.tar", "*.tar"]
+NAMES = [
+    "a.tar",
+    "with blank.tar",
+    "back\\slash.tar",
+    "new\nline.tar",
+    "both\\n\n.tar",
+    "ü.tar",
+    "\udcff.tar",
+    "*.tar",
+]
 
 
 def test_any_name_is_written_as_sha256sum_does(tmp_path):
