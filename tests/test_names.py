@@ -92,6 +92,7 @@ def test_a_name_is_found_by_path_by_name_and_by_common_name(table, text, expecte
         ("Dahlia", "ambiguous", "Asteraceae > Dahlia | "),  # a genus, and what one of its species is called
         ("migratorius", "not in the taxonomy", "name 'migratorius' is not"),
         ("ruthveni", "not in the taxonomy", "name 'ruthveni' is not"),
+        ("Dendrobatidae ruthveni", "not in the taxonomy", "is not"),  # a family and an epithet are no name
         ("turdus migratorius", "not in the taxonomy", "is not"),
         ("Turdus", "", ""),
         ("Turdus migratorius migratorius", "not in the taxonomy", "is not"),
