@@ -73,6 +73,7 @@ def test_it_tells_a_loader_that_is_too_slow(setup, tmp_path):
     )
     assert one > 12 * 0.03
     assert waiting > 50
+    assert f"advice     raise data.workers, now 0 for each of 1 on {len(os.sched_getaffinity(0))} cores" in printed
     several = finish(
         setup, tmp_path / "run", "--dry-run", "--data.workers", "2", BEFORE_TRAINING="test_dry_run:slow_pictures"
     )

@@ -135,8 +135,9 @@ def lines(run: Training, measured: Measured, output: Path) -> list[str]:
         f"estimated  {size(one)} a checkpoint, {size(needed)} for {kept} kept, one being written and the model; "
         f"{where} has {size(free)}",
     ]
-    found += [f"warning: {problem}" for problem in problems(output, where, needed, free)]
-    return found
+    if tip := run.advice(waiting):
+        found.append(f"advice     {tip}")
+    return found + [f"warning: {problem}" for problem in problems(output, where, needed, free)]
 
 
 def problems(output: Path, where: Path, needed: int, free: int) -> list[str]:

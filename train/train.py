@@ -18,9 +18,7 @@ from __future__ import annotations
 import random
 import signal
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +37,7 @@ import checkpoint
 import environment
 from agreement import from_first, need_alike, on_all
 from card import model_card, provenance
+from clock import SETTLED, Clock, advice
 from config import Config, common_keys, read_config
 from dry_run import elsewhere, rehearse
 from durable import replace_json
@@ -138,6 +137,7 @@ class Training:
         quarantine = self.output / f"quarantine-{self.world_rank}.jsonl"
         self.quarantine = Quarantine(quarantine, config.data.quarantine_limit)
         hosts = environment.find_hosts()
+        self.host = hosts[0]  # of process 0
         self.journal = None
         self.stream: Generator[Batch, None, None] | None = None
         watch.batches = self.batches
@@ -199,12 +199,14 @@ class Training:
             if self.step % self.config.run.log_every == 0 or self.step in (1, stop):
                 self.log(output, clock)
             if self.stopped():
+                self.say_waiting(clock)
                 self.save()
                 self.say_stopped("by a signal")
                 return EXIT_PREEMPTED
             if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                 self.save()
                 saved = self.step
+        self.say_waiting(clock)
         if saved != self.step:
             self.save()
         if self.step == self.steps:
@@ -248,9 +250,9 @@ class Training:
         self.judge(used, quarantined)
         order = self.global_order()
         scalars, at_bounds = self.scalars()
+        speed, waiting = clock.lap()
         if self.journal is None:
             return
-        speed, waiting = clock.lap()
         plan = self.batches.plan
         left = (plan.samples(self.steps) - plan.samples(self.step)) / speed
         record = {
@@ -272,6 +274,19 @@ class Training:
         self.journal.step(record)
         for name in at_bounds:
             self.journal.warn_once(name, f"{name} sits on its bound since step {self.step} or before")
+        if clock.laps >= SETTLED and (tip := self.advice(waiting)):
+            self.journal.warn_once("waiting", f"{waiting:.0%} of the time is spent waiting for data; {tip}")
+
+    def advice(self, waiting: float) -> str:
+        """What to do about a share of waiting for data, if anything."""
+        return advice(waiting, self.config.data.workers, self.host["processes"], self.host["cores"])
+
+    def say_waiting(self, clock: Clock) -> None:
+        """The share of the time spent waiting for data, over this part of the run."""
+        if self.journal and clock.laps:
+            tip = self.advice(clock.share)
+            self.journal.event("waiting", share=round(clock.share, 4), seconds=round(clock.seconds, 3))
+            self.journal.say(f"waited     {clock.share:.0%} of the time for data{f'; {tip}' if tip else ''}")
 
     def judge(self, used: int, quarantined: int) -> None:
         """End the run on all processes where too many of all their samples are unusable; all call it."""
@@ -355,28 +370,6 @@ class Training:
         self.batches.shards.close()
         if self.journal:
             self.journal.close()
-
-
-class Clock:
-    """Samples per second, and the share of time spent waiting for data, since the last lap."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.start, self.waited, self.samples = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
-
-    def lap(self) -> tuple[float, float]:
-        elapsed = time.perf_counter() - self.start
-        speed, waiting = self.samples / elapsed, self.waited / elapsed
-        self.restart()
-        return speed, waiting
 
 
 def seed_everything(seed: int) -> None:
