@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bioclip_hc.evaluation.abstention import RiskCoverage, abstain, certified_threshold, risk_coverage
     from bioclip_hc.evaluation.metrics import Score, chance, score
+    from bioclip_hc.evaluation.paths import Paths, best_paths, full_path
     from bioclip_hc.evaluation.probe import pixel_probe
     from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
     from bioclip_hc.evaluation.report import Embedding, Report, Row
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 _HOME = {
     "coarse_to_fine": "protocols",
     "top_down": "protocols",
+    "Paths": "paths",
+    "best_paths": "paths",
+    "full_path": "paths",
+    "RiskCoverage": "abstention",
+    "abstain": "abstention",
+    "certified_threshold": "abstention",
+    "risk_coverage": "abstention",
     "Score": "metrics",
     "score": "metrics",
     "chance": "metrics",
@@ -26,12 +35,19 @@ _HOME = {
 
 __all__ = [
     "Embedding",
+    "Paths",
     "Report",
+    "RiskCoverage",
     "Row",
     "Score",
+    "abstain",
+    "best_paths",
+    "certified_threshold",
     "chance",
     "coarse_to_fine",
+    "full_path",
     "pixel_probe",
+    "risk_coverage",
     "score",
     "top_down",
 ]

@@ -54,7 +54,7 @@ def coarse_to_fine(
     Raises:
         ValueError: shapes that do not fit the taxonomy.
     """
-    allowed = _checked_candidates(image, text, taxonomy, candidates)
+    allowed = checked_candidates(image, text, taxonomy, candidates)
     nodes = np.flatnonzero(allowed)
     if len(nodes) < taxonomy.size:
         text = text[torch.from_numpy(nodes).to(text.device)]
@@ -95,7 +95,7 @@ def top_down(
 
     Arguments, result and errors are those of `coarse_to_fine`.
     """
-    allowed = _checked_candidates(image, text, taxonomy, candidates)
+    allowed = checked_candidates(image, text, taxonomy, candidates)
     parent = candidate_parent(taxonomy, allowed)
 
     predictions = np.full((len(image), len(RANKS)), -1, dtype=np.int64)
@@ -164,9 +164,10 @@ def _taxa(nodes: np.ndarray, index: Tensor) -> np.ndarray:
     return np.where(found >= 0, nodes[found], -1)
 
 
-def _checked_candidates(
+def checked_candidates(
     image: Tensor, text: Tensor, taxonomy: Taxonomy, candidates: np.ndarray | None
 ) -> np.ndarray:
+    """(T,) bool, the taxa that may be predicted; raises ValueError for what does not fit the taxonomy."""
     if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
             f"image and text must be (N, D) and (T, D), got {tuple(image.shape)} and {tuple(text.shape)}"

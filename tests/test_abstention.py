@@ -1,0 +1,150 @@
+"""Abstention along the best path; the risk-coverage curve and certified thresholds against loops and scipy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_protocols import random_features, random_taxonomy
+
+from bioclip_hc.evaluation import abstain, abstention, best_paths, certified_threshold, full_path, risk_coverage
+
+SPACE = {"scale": 4.0, "geometry": "lorentz"}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(2)
+    taxonomy = random_taxonomy(rng, species=50, missing=0.3)
+    return taxonomy, *random_features(rng, 60, taxonomy.size)
+
+
+def test_threshold_0_never_abstains_and_above_1_always(problem) -> None:
+    taxonomy, image, text = problem
+    whole = full_path(image, text, taxonomy, **SPACE)
+    np.testing.assert_array_equal(abstain(image, text, taxonomy, threshold=0, **SPACE), whole)
+    assert (abstain(image, text, taxonomy, threshold=1.01, **SPACE) == -1).all()
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6])
+def test_it_stops_at_the_deepest_rank_that_passes(problem, threshold: float) -> None:
+    taxonomy, image, text = problem
+    paths = best_paths(image, text, taxonomy, **SPACE)
+    found = abstain(image, text, taxonomy, threshold=threshold, **SPACE)
+    probability = np.exp(paths.log_probability)
+    some = 0
+    for taxa, p, row in zip(paths.taxa, probability, found, strict=True):
+        sure = 1.0
+        for r, t in enumerate(taxa):
+            if t >= 0:
+                sure = min(sure, p[r])
+            stays = t >= 0 and sure >= threshold
+            assert row[r] == (t if stays else -1)
+            some += not stays and t >= 0
+    assert some, "nobody abstained"
+
+
+def test_a_higher_threshold_names_no_more(problem) -> None:
+    taxonomy, image, text = problem
+    named = [abstain(image, text, taxonomy, threshold=t, **SPACE) >= 0 for t in (0, 0.1, 0.4, 0.8)]
+    assert all((less <= more).all() for more, less in itertools.pairwise(named))
+    assert named[0].sum() > named[1].sum() > named[2].sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), st.booleans()), min_size=1, max_size=25))
+def test_the_curve_is_what_every_threshold_gives(decisions) -> None:
+    confidence, right = (np.array(x) for x in zip(*decisions, strict=True))
+    curve = risk_coverage(confidence, right)
+    assert curve.threshold.tolist() == sorted(set(confidence.tolist()), reverse=True)
+    area, before = 0.0, 0.0
+    for threshold, coverage, risk in zip(curve.threshold, curve.coverage, curve.risk, strict=True):
+        taken = [r for c, r in decisions if c >= threshold]
+        assert coverage == len(taken) / len(decisions)
+        assert risk == taken.count(False) / len(taken)
+        area += (coverage - before) * risk
+        before = coverage
+    assert curve.coverage[-1] == 1
+    assert curve.area == pytest.approx(area)
+
+
+def test_the_area_of_the_best_order_is_the_least() -> None:
+    right = np.array([True] * 7 + [False] * 3)
+    best = risk_coverage(np.linspace(1, 0, 10), right).area
+    assert best == pytest.approx(np.mean([0] * 7 + [1 / 8, 2 / 9, 3 / 10]))
+    rng = np.random.default_rng(0)
+    assert all(risk_coverage(rng.random(10), right).area >= best for _ in range(50))
+    assert risk_coverage(np.ones(10), right).area == pytest.approx(0.3)
+
+
+def test_the_binomial_tail_is_clopper_and_pearson_s_bound() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    for count in (1, 7, 300, 5000):
+        for wrong in {0, 1, count // 20, count // 3}:
+            for share in (0.01, 0.1, 0.5):
+                tail = abstention._at_most(wrong, count, share)
+                assert tail == pytest.approx(scipy_stats.binom.cdf(wrong, count, share), rel=1e-8, abs=1e-300)
+                if wrong < count:
+                    for alpha in (0.05, 1e-4):
+                        upper = scipy_stats.beta.ppf(1 - alpha, wrong + 1, count - wrong)
+                        assert (upper <= share) == (tail <= alpha)
+    assert abstention._at_most(0, 0, 0.1) == 1  # none passed: nothing is known
+
+
+def test_the_certified_threshold_is_the_least_whose_bound_holds() -> None:
+    rng = np.random.default_rng(3)
+    confidence = rng.random(3000)
+    right = rng.random(3000) < confidence
+    grid = np.linspace(0, 1, 21)
+    chosen = certified_threshold(confidence, right, target=0.2, grid=grid)
+    holds = []
+    for threshold in grid:
+        taken = confidence >= threshold
+        wrong = int((taken & ~right).sum())
+        holds.append(abstention._at_most(wrong, int(taken.sum()), 0.2) <= 0.05 / 21)
+    assert chosen == grid[holds.index(True)]
+    assert 0.6 < chosen < 0.75  # the risk above t is (1 - t) / 2
+    assert certified_threshold(confidence, right, target=0.001) == math.inf
+    assert certified_threshold(confidence, np.ones(3000, bool), target=0.01) == 0
+
+
+def test_the_guarantee_holds_as_often_as_it_says() -> None:
+    """Risk above t is (1 - t) / 2: of 400 draws the share whose threshold breaks the target is at most delta."""
+    rng = np.random.default_rng(4)
+    broken, given_ = 0, 0
+    for _ in range(400):
+        confidence = rng.random(500)
+        right = rng.random(500) < confidence
+        threshold = certified_threshold(confidence, right, target=0.2, delta=0.2, grid=np.linspace(0.4, 0.95, 12))
+        given_ += threshold < math.inf
+        broken += threshold < math.inf and (1 - threshold) / 2 > 0.2 + 1e-12
+    assert given_ > 300
+    assert broken <= 0.2 * 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([0.5, 0.6], [True]), "right"),
+        (([0.5, 0.6], [1, 0]), "right"),
+        (([], np.zeros(0, bool)), "one decision or more"),
+        (([math.nan], [True]), "one decision or more"),
+    ],
+)
+def test_errors_name_the_argument(arguments, words) -> None:
+    for function in (risk_coverage, lambda *a: certified_threshold(*a, target=0.1)):
+        with pytest.raises(ValueError, match=words):
+            function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"target": 0}, "target"), ({"target": 0.1, "delta": 1}, "delta"), ({"target": 0.1, "grid": []}, "grid")],
+)
+def test_options_out_of_range_are_named(options, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        certified_threshold([0.5], [True], **options)
