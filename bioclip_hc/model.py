@@ -36,6 +36,7 @@ from bioclip_hc.packing import PackedTexts
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's names
 SIDECAR, SIDECAR_TENSORS = "hyperbolic.json", "hyperbolic.safetensors"
 FORMAT_VERSION = 1
+TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 INIT_LOGIT_SCALE = 1 / 0.07  # CLIP, section 2.5
 
 
@@ -256,6 +257,7 @@ def load(
 def get_tokenizer(architecture: str | Path) -> Any:
     """open_clip's tokenizer for an architecture as `create_model` takes it."""
     if Path(architecture).is_dir():
+        _folder_config(Path(architecture))
         return open_clip.get_tokenizer(f"local-dir:{architecture}")
     return open_clip.get_tokenizer(_registered_name(architecture))
 
@@ -287,7 +289,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         missing = [key for key in needed if key not in content]
         if content.get("format") != FORMAT_VERSION or missing:
             raise ValueError(f"format {content.get('format')!r}, missing keys {missing}")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a model description of format {FORMAT_VERSION} ({error})") from None
     return content
 
@@ -304,10 +306,7 @@ def _load_clip(
         if not files - {SIDECAR_TENSORS}:  # open_clip would go on with random ones
             raise FileNotFoundError(f"{architecture} holds no weights ({WEIGHTS}); copy the whole model folder")
         name = f"local-dir:{architecture}"
-        try:
-            model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not an open_clip model configuration ({error!r})") from None
+        model_cfg = _folder_config(Path(architecture))
     else:
         name = _registered_name(architecture)
         model_cfg = copy.deepcopy(open_clip.get_model_config(name))
@@ -316,11 +315,39 @@ def _load_clip(
     try:
         with _quiet_open_clip():
             clip = open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size)
-    except (RuntimeError, SafetensorError) as error:
-        first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error)).strip()
+    except OSError:
+        raise
+    except Exception as error:  # on a configuration or weights of somebody's making open_clip raises anything
+        first = next((line for line in str(error).splitlines()[1:] if line.strip()), repr(error)).strip()
         source = pretrained or architecture
         raise ValueError(f"the weights of {source} do not fit architecture {architecture}: {first[:300]}") from None
     return clip, model_cfg
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    """The model_cfg of a model folder, which may name nothing outside of it, and no code.
+
+    Raises:
+        ValueError: unreadable, or it does.
+    """
+    path = folder / CONFIG
+    try:
+        model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
+        named = {
+            "text_cfg.hf_model_name": text.get("hf_model_name"),
+            "vision_cfg.timm_model_name": ":" in str(vision.get("timm_model_name")) and vision["timm_model_name"],
+            "text_cfg.tokenizer_kwargs": sorted(set(text.get("tokenizer_kwargs") or {}) - TOKENIZER_OPTIONS),
+        }
+        tokenizer = folder / "tokenizer_config.json"
+        if tokenizer.is_file():
+            named["auto_map of tokenizer_config.json"] = json.loads(tokenizer.read_text("utf-8")).get("auto_map")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not an open_clip model configuration ({error!r})") from None
+    for key, value in named.items():
+        if value:
+            raise ValueError(f"{path}: {key} = {value!r} would load from elsewhere or run code; it is not loaded")
+    return model_cfg
 
 
 def _registered_name(architecture: str | Path) -> str:

@@ -21,6 +21,7 @@ import math
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -191,15 +192,8 @@ class Taxonomy:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"taxonomy table {path} does not exist")
-        with open_text(path) as file:
-            try:
-                return cls._build(_csv_rows(csv.DictReader(_lines(file, path), strict=True), path))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
-            except csv.Error as error:
-                raise ValueError(f"{path} is not a well-formed CSV: {error}") from None
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+        with table_reader(path) as reader:
+            return cls._build(_csv_rows(reader, path))
 
     @classmethod
     def _build(cls, rows: Iterable[tuple[Mapping | Sequence, Mapping[str, str]]]) -> Taxonomy:
@@ -443,6 +437,24 @@ def open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
+
+
+@contextmanager
+def table_reader(path: Path) -> Iterator[csv.DictReader[str]]:
+    """The rows of a table (.csv or .csv.gz, UTF-8) within the context.
+
+    Raises:
+        ValueError: not UTF-8, not a CSV, a damaged .gz, or what is too large for a table of names.
+    """
+    with open_text(path) as file:
+        try:
+            yield csv.DictReader(_lines(file, path), strict=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a well-formed CSV: {error}") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file: {error}") from None
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:

@@ -29,6 +29,13 @@ from durable import make_folder, need_free, plain_name, replace_json, sha256, st
 from reshard import load_resharded
 
 MANIFEST = "manifest.json"
+DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What its pickles name besides what torch.load(weights_only=True) takes; none of them does anything when it is made."""
 PER_FILE = 1 << 17  # bytes of names and shapes beside a file's tensors
 
 
@@ -72,8 +79,10 @@ def load(engine: Any, path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: not a checkpoint of this architecture.
+        FailedTogether: on all processes, if a file would run code.
     """
     facts = facts_of(path)
+    on_first(f"{path} is not loaded", lambda: need_data(path))
     try:
         if engine.load_universal_checkpoint():
             load_resharded(engine, path)
@@ -148,6 +157,23 @@ def damage(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def need_data(path: Path) -> None:
+    """Refuse pickles that name anything but what a checkpoint of ours consists of; nothing is run to find out.
+
+    DeepSpeed loads its files with all that a pickle can do, and whoever can change a file can seal it anew.
+
+    Raises:
+        ValueError: naming the file and what it would import.
+    """
+    for file in sorted(path.glob("*.pt")):
+        try:
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - DEEPSPEED
+        except Exception as error:  # whatever the parser of pickles raises on what is none
+            raise ValueError(f"{file} is no file of torch.save ({error}); remove this checkpoint") from None
+        if names:
+            raise ValueError(f"{file} would run {min(names)}, which is not of training; do not load it")
 
 
 def _engine_files(engine: Any) -> dict[str, Any]:

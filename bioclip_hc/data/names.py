@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from bioclip_hc.data.captions import SCIENTIFIC, Label, common_name, flat_names, short
 from bioclip_hc.data.sample import PathLike
-from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy, open_text
+from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy, table_reader
 
 SHOWN = 3  # of the taxa that a name may mean, and of the examples of a reason
 SPECIES = RANKS.index("species")
@@ -161,13 +161,8 @@ def read_synonyms(path: PathLike) -> list[tuple[int, str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"table of synonyms {path} does not exist")
-    with open_text(path) as file:
-        try:
-            return list(_synonym_rows(csv.DictReader(file, strict=True), path))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
-        except csv.Error as error:
-            raise ValueError(f"{path} is not a well-formed CSV: {error}") from None
+    with table_reader(path) as reader:
+        return list(_synonym_rows(reader, path))
 
 
 def _synonym_rows(reader: csv.DictReader[str], path: Path) -> Iterator[tuple[int, str, str]]:
