@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-seeds test faults fuzz lint bench bench-check gpu tune install clean aot cuda sanitize
+.PHONY: demo demo-seeds test faults security fuzz lint bench bench-check gpu tune install clean aot cuda sanitize
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ FAULTS ?=
 
 faults: install          ## inject every fault by the hundred: docs/faults.md, README's table; half an hour on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py $(FAULTS)
+
+security: install        ## try hostile inputs by the hundred: docs/security.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/security/run.py
 
 $(VENV)/.fuzz-installed: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[fuzz]'

@@ -250,7 +250,10 @@ def load(
     """
     folder = resolve_folder(name, revision)
     model = HierarchicalCLIP.from_pretrained(folder).to(device).eval()
-    preprocess = image_transform_v2(PreprocessCfg(**model.preprocess_cfg), is_train=False)
+    try:
+        preprocess = image_transform_v2(PreprocessCfg(**model.preprocess_cfg), is_train=False)
+    except Exception as error:  # open_clip asserts what it expects of a configuration
+        raise ValueError(f"{folder / CONFIG}: preprocess_cfg cannot be used: {error!r}") from None
     return model, preprocess, get_tokenizer(folder)
 
 
@@ -258,7 +261,12 @@ def get_tokenizer(architecture: str | Path) -> Any:
     """open_clip's tokenizer for an architecture as `create_model` takes it."""
     if Path(architecture).is_dir():
         _folder_config(Path(architecture))
-        return open_clip.get_tokenizer(f"local-dir:{architecture}")
+        try:
+            return open_clip.get_tokenizer(f"local-dir:{architecture}")
+        except OSError:
+            raise
+        except Exception as error:  # a package that is missing, options that its tokenizer does not have, ...
+            raise ValueError(f"the tokenizer of {architecture} cannot be made: {error!r}") from None
     return open_clip.get_tokenizer(_registered_name(architecture))
 
 
@@ -289,6 +297,11 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         missing = [key for key in needed if key not in content]
         if content.get("format") != FORMAT_VERSION or missing:
             raise ValueError(f"format {content.get('format')!r}, missing keys {missing}")
+        for key in ("curv", "curv_start", "logit_scale"):
+            if not 0 < float(content[key]) < math.inf:
+                raise ValueError(f"{key} = {content[key]!r}")
+        if not isinstance(content["metadata"], dict) or not isinstance(content["feature_scale"], dict):
+            raise ValueError("metadata and feature_scale are tables")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a model description of format {FORMAT_VERSION} ({error})") from None
     return content
@@ -358,7 +371,7 @@ def _registered_name(architecture: str | Path) -> str:
             raise FileNotFoundError(f"model configuration {path} does not exist")
         open_clip.add_model_config(path)
         return path.stem
-    if open_clip.get_model_config(str(architecture)) is None:
+    if ":" in str(architecture) or open_clip.get_model_config(str(architecture)) is None:
         raise ValueError(
             f"open_clip knows no architecture {str(architecture)!r}; give one of open_clip.list_models(), "
             "a model configuration (.json) or a model folder"

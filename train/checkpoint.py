@@ -35,7 +35,7 @@ DEEPSPEED = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
-"""What its pickles name besides what torch.load(weights_only=True) takes; none of them does anything when it is made."""
+"""What its pickles name besides what torch.load(weights_only=True) takes; none of it acts when it is made."""
 PER_FILE = 1 << 17  # bytes of names and shapes beside a file's tensors
 
 

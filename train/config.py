@@ -189,7 +189,7 @@ def read_config(path: str | Path, arguments: list[str] | None = None) -> Config:
         raise FileNotFoundError(f"configuration {path} is not a file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     config = _from_table(Config, table, str(path))
     if arguments:

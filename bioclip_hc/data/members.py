@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20  # what tarfile may read for one long name or pax header
 MAX_WALKS = 200  # damaged places after which the rest of a shard is given up
+MAX_IN_VAIN = 20  # headers in a row behind which there is no member, after which it is, too
 MAX_TRIES = 1000  # words "ustar" in one search that are no header
 CHUNK = 1 << 20  # bytes searched at a time
 
@@ -75,7 +76,7 @@ def scan(path: Path) -> tuple[list[Member], list[Damage]]:
     damage: list[Damage] = []
     with _HeaderFile(path) as file:
         total = os.fstat(file.fileno()).st_size
-        begin = 0
+        begin = in_vain = 0
         for walk in range(MAX_WALKS):
             known = len(members)
             end, look, problem = _walk(file, begin, total, members)
@@ -83,7 +84,9 @@ def scan(path: Path) -> tuple[list[Member], list[Damage]]:
                 if not _anything(file, end, total):
                     break
                 problem = "more follows the end-of-archive mark"
-            further = _next_header(file, look, total) if walk < MAX_WALKS - 1 else None
+            in_vain = 0 if len(members) > known else in_vain + 1
+            give_up = walk == MAX_WALKS - 1 or in_vain > MAX_IN_VAIN
+            further = None if give_up else _next_header(file, look, total)
             if len(members) > known or not damage:
                 damage.append(Damage(min(end, total), further, total, problem))
             else:  # one place that took several tries
