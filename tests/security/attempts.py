@@ -56,6 +56,8 @@ class Attempt(NamedTuple):
     act: Callable[[Path], Any]
     bomb: str = ""
     """Of one that is to fill the memory: what it would unpack to."""
+    make: Callable[[], bytes] | None = None
+    """Its bytes."""
 
 
 class Payload:
@@ -539,7 +541,7 @@ def bombs() -> Iterator[Attempt]:
         def act(folder: Path) -> None:
             decode_image(_kept(name, make))
 
-        return Attempt(where, name, act, unpacked)
+        return Attempt(where, name, act, unpacked, make)
 
     yield made("PNG of 30,000 x 30,000", lambda: wide_png(30_000, 30_000, 2), "2.7 GB")
     yield made("PNG of 100,000 x 100,000, no data", lambda: png(100_000, 100_000), "30 GB")
@@ -568,7 +570,7 @@ def bombs() -> Iterator[Attempt]:
             (folder / "t.csv.gz").write_bytes(_kept(name, data))
             Taxonomy.read(folder / "t.csv.gz")
 
-        return Attempt(where, name, act, unpacked)
+        return Attempt(where, name, act, unpacked, data)
 
     yield table(
         "table of taxa: 1 GiB of zeros in a .csv.gz", lambda: gzip.compress(HEAD.encode()) + _zeros(b"\0"), "1 GiB"
@@ -578,12 +580,13 @@ def bombs() -> Iterator[Attempt]:
     yield table("table of taxa: gzip in gzip", lambda: gzip.compress(_zeros(b"x")), "1 GiB")
 
     def tar(folder: Path) -> None:
-        (folder / "s.tar").write_bytes(_kept("tar", lambda: _zeros(b"\0")))
+        (folder / "s.tar").write_bytes(_kept(TAR, lambda: _zeros(b"\0")))
         use(folder / "s.tar")
 
-    yield Attempt(where, "a shard that is gzip of 1 GiB", tar, "1 GiB")
+    yield Attempt(where, TAR, tar, "1 GiB", lambda: _zeros(b"\0"))
 
 
+TAR = "a shard that is gzip of 1 GiB"
 _made: dict[str, bytes] = {}
 
 
@@ -597,19 +600,13 @@ def _kept(name: str, make: Callable[[], bytes]) -> bytes:
 def prepare(attempts: list[Attempt]) -> None:
     """Make the bombs."""
     for one in attempts:
-        if one.bomb:
-            names = {
-                cell.cell_contents for cell in one.act.__closure__ or () if isinstance(cell.cell_contents, str)
-            }
-            makers = [cell.cell_contents for cell in one.act.__closure__ or () if callable(cell.cell_contents)]
-            for name, make in zip(names, makers, strict=False):
-                _kept(name, make)
-    _kept("tar", lambda: _zeros(b"\0"))
+        if one.make is not None:
+            _kept(one.name, one.make)
 
 
 def _zeros(letter: bytes, size: int = 1 << 30) -> bytes:
     """So many of a letter, packed."""
-    if letter not in _made:
+    if repr(letter) not in _made:
         squeezer = zlib.compressobj(9, wbits=31)
         part = letter * (4 * MIB)
         packed = b"".join(squeezer.compress(part) for _ in range(size // len(part))) + squeezer.flush()

@@ -14,14 +14,14 @@ from security.run import page, try_all
 from security.sandbox import attempt
 
 MECHANISMS = sorted({one.mechanism for one in attempts.all_of_them()})
-LARGE = ("the largest", "30,000", "GiB", "256 MiB", "500 PNG")  # minutes of memory
+LARGE = ("the largest", "30,000", "table of taxa:", "GiB", "256 MiB", "500 PNG")  # take long to make
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_few_inputs_of_each_mechanism_do_nothing(mechanism):
     all_of_it = [one for one in attempts.all_of_them() if one.mechanism == mechanism]
     light = [one for one in all_of_it if not any(word in one.name for word in LARGE)]
-    for one, seen in try_all(light[:: max(1, len(light) // 4)]):
+    for one, seen in try_all(light[:: max(1, len(light) // 3)][:3]):
         assert seen.safe, (one.name, seen)
 
 
