@@ -111,24 +111,27 @@ def test_flat_captions_are_looked_up_and_the_rest_is_bad_with_its_reason(tmp_pat
     """Tagged, flat and unresolved samples of two shards: all counted, in order, none twice, none guessed."""
     one = robin("a") | flat("b", "Turdus migratorius") | flat("c", "Turdus") | flat("d", "a photo of a cat.")
     two = flat("e", "Animalia Arthropoda Arachnida Scorpiones") | flat("f", "american robin") | {"g.jpg": JPEG}
-    paths = [write_tar(tmp_path / "1.tar", one), write_tar(tmp_path / "2.tar", two | flat("h", "Turdus"))]
+    paths = [
+        write_tar(tmp_path / "1.tar", one),
+        write_tar(tmp_path / "2.tar", two | flat("h", "Turdus") | flat("i", "american robin")),
+    ]
     for _ in range(2):  # indexed, then from the files of the first time
         found = ShardSet(paths, table)
         samples = [found.read(i) for i in range(len(found))]
-        assert [s.key for s in samples] == ["a", "b", "e", "f"]
-        assert [s.lineage for s in samples] == [ROBIN, ROBIN, SCORPION, ROBIN]
-        assert [s.common_name for s in samples] == ["", "American robin", "", "American robin"]
-        assert [s.image for s in samples] == [JPEG] * 4
+        assert [s.key for s in samples] == ["a", "b", "e", "f", "i"]
+        assert [s.lineage for s in samples] == [ROBIN, ROBIN, SCORPION, ROBIN, ROBIN]
+        assert [s.common_name for s in samples] == ["", "American robin", "", "American robin", "American robin"]
+        assert [s.image for s in samples] == [JPEG] * 5
         assert [(Path(b.shard).name, b.key, b.reason.split(":")[0]) for b in found.bad] == [
             ("1.tar", "c", "name 'Turdus' is ambiguous"),
             ("1.tar", "d", "name 'cat' is not in the taxonomy"),
             ("2.tar", "g", "no caption 'taxonTag.txt', nor a flat one; members found"),
             ("2.tar", "h", "name 'Turdus' is ambiguous"),
         ]
-        counted = {"tagged": 1, "path": 1, "name": 1, "common name": 1, "synonym": 0}
+        counted = {"tagged": 1, "path": 1, "name": 1, "common name": 2, "synonym": 0}
         assert found.resolution.resolved == counted
         assert found.resolution.unresolved == {"ambiguous": 2, "not in the taxonomy": 1}
-        assert found.resolution.flat == 6
+        assert found.resolution.flat == 7
         assert found.unresolved(table.taxonomy) == ""
         assert {found.taxonomy().path(t)[-1] for t in (0, found.taxonomy().size - 1)} == {"Animalia", "migratorius"}
 
