@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bioclip_hc.evaluation.abstention import RiskCoverage, abstain, certified_threshold, risk_coverage
+    from bioclip_hc.evaluation.detail import DetailedScore, detailed
     from bioclip_hc.evaluation.metrics import Score, chance, score
     from bioclip_hc.evaluation.paths import Paths, best_paths, full_path
     from bioclip_hc.evaluation.probe import pixel_probe
@@ -24,6 +25,8 @@ _HOME = {
     "abstain": "abstention",
     "certified_threshold": "abstention",
     "risk_coverage": "abstention",
+    "DetailedScore": "detail",
+    "detailed": "detail",
     "Score": "metrics",
     "score": "metrics",
     "chance": "metrics",
@@ -34,6 +37,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DetailedScore",
     "Embedding",
     "Paths",
     "Report",
@@ -45,6 +49,7 @@ __all__ = [
     "certified_threshold",
     "chance",
     "coarse_to_fine",
+    "detailed",
     "full_path",
     "pixel_probe",
     "risk_coverage",

@@ -12,30 +12,49 @@ from typing import Any
 import numpy as np
 
 from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.evaluation.answers import answer_probability, best_answers
+from bioclip_hc.evaluation.detail import DetailedScore, detailed
 from bioclip_hc.evaluation.embeddings import embed_shards, embed_taxa
-from bioclip_hc.evaluation.metrics import Score, score
 from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
 from bioclip_hc.model import HierarchicalCLIP
 from bioclip_hc.taxonomy import Taxonomy
 
 PROTOCOLS = {"coarse-to-fine": coarse_to_fine, "top-down": top_down}
+ANSWERS = 5  # of the protocol that can give more than one: the top-5 accuracy
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a model predicted.
 
-    indices (N,): the samples; truth (N, R): taxon ids, -1 where unknown; predictions: protocol -> (N, R).
+    indices (N,): the samples; truth (N, R): taxon ids, -1 where unknown; predictions: protocol -> (N, R);
+    probability: protocol -> (N, R) of the predictions, among the candidates of the rank; answers: protocol ->
+    (N, R, ANSWERS), for the protocols that rank their answers; distance (T,): of each taxon's text from the origin,
+    where the geometry has one.
     """
 
     indices: np.ndarray
     truth: np.ndarray
     predictions: Mapping[str, np.ndarray]
     taxonomy: Taxonomy
+    probability: Mapping[str, np.ndarray]
+    answers: Mapping[str, np.ndarray]
+    distance: np.ndarray | None
 
-    def scores(self) -> dict[str, Score]:
-        """protocol -> score."""
-        return {name: score(found, self.truth, self.taxonomy) for name, found in self.predictions.items()}
+    def scores(self, counts: np.ndarray | None = None) -> dict[str, DetailedScore]:
+        """protocol -> score; with counts (T,), the training images of each taxon, also by how often it was seen."""
+        return {
+            name: detailed(
+                found,
+                self.truth,
+                self.taxonomy,
+                answers=self.answers.get(name),
+                probability=self.probability[name],
+                counts=counts,
+                distance=self.distance,
+            )
+            for name, found in self.predictions.items()
+        }
 
 
 def truth_of(shards: ShardSet, taxonomy: Taxonomy) -> np.ndarray:
@@ -78,4 +97,12 @@ def evaluate(
         "candidates": candidates,
     }
     predictions = {name: protocol(image, text, taxonomy, **space) for name, protocol in PROTOCOLS.items()}
-    return Outcome(indices, truth[indices], predictions, taxonomy)
+    return Outcome(
+        indices,
+        truth[indices],
+        predictions,
+        taxonomy,
+        {name: answer_probability(image, text, taxonomy, found, **space) for name, found in predictions.items()},
+        {"coarse-to-fine": best_answers(image, text, taxonomy, k=ANSWERS, **space)},
+        text.norm(dim=1).numpy() if model.geometry == "lorentz" else None,
+    )

@@ -30,14 +30,14 @@ def tree_parts(predictions: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -
 
     - lca_height: |A - B|, the known ranks of the truth below its lowest common ancestor with the prediction, and
       mistake_height: the same over the images where it is not 0 (Bertinetto et al., "Making Better Mistakes",
-      CVPR 2020, section 3). In a tree of complete lineages this is the height of the common ancestor: 0 for the
+      CVPR 2020). In a tree of complete lineages this is the height of the common ancestor: 0 for the
       true species, 1 for another species of its genus, 7 for another kingdom. An answer that stops short is a
       mistake of that height too.
     - tree_distance: |A - B| + |B - A|, the edges between the true and the predicted node, kingdoms hanging from
       a common root (Dekel, Keshet and Singer, "Large Margin Hierarchical Classification", ICML 2004).
     - h_precision, h_recall, h_f1: |A & C| / |C|, |A & C| / |A| and 2 |A & C| / (|A| + |C|), each of the sums over
       all images, with C the union of the paths to the answers at all known ranks (Kiritchenko et al., "Learning
-      and Evaluation in the Presence of Class Hierarchies", 2006; Silla and Freitas 2011, section 6). C is B where
+      and Evaluation in the Presence of Class Hierarchies", 2006; Silla and Freitas 2011). C is B where
       the answers lie on one path; answers that contradict each other claim more taxa than one path has.
     - consistency: the share of images, labelled or not, whose answers lie on one path (1 - TICE, as used by Park
       et al., arXiv 2406.11608), see `valid_paths`.

@@ -130,6 +130,27 @@ def chance(truth: ArrayLike, taxonomy: Taxonomy, candidates: np.ndarray | None =
     return replace(summary(rank_parts(hit, known)), consistency=_guess_consistency(taxonomy, allowed, probability))
 
 
+def top_k(answers: ArrayLike, truth: ArrayLike, taxonomy: Taxonomy) -> tuple[float | None, ...]:
+    """(R,) share of images whose true taxon is among the k answers, over all images known at the rank.
+
+    Args:
+        answers: (N, R, k) int64 taxon ids in any order, -1 = none.
+        truth: (N, R) int64 taxon ids, -1 = unknown or left out.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    ids = np.asarray(answers)
+    true = checked_taxa("truth", truth, taxonomy)
+    if ids.ndim != 3 or ids.shape[:2] != true.shape:
+        raise ValueError(f"answers must be {(*true.shape, 'k')} taxon ids, got shape {ids.shape}")
+    found = np.zeros(true.shape, dtype=bool)
+    for j in range(ids.shape[2]):
+        found |= checked_taxa(f"answers[:, :, {j}]", ids[:, :, j], taxonomy) == true
+    known = true >= 0
+    return _ratio((found & known).sum(axis=0), known.sum(axis=0))
+
+
 def rank_parts(hit: np.ndarray, known: np.ndarray) -> dict[str, Parts]:
     """The measures that ask only which ranks are right, by name.
 

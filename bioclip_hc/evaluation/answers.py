@@ -1,0 +1,80 @@
+"""The k best answers of each rank, and how probable a system thinks its answers are.
+
+# N images, T taxa (one text each), D embed, R ranks, k answers per rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bioclip_hc.kernels import level_infonce, rank_topk
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+BLOCK = 4096  # images at once
+
+
+@torch.no_grad()
+def best_answers(
+    image: Tensor, text: Tensor, taxonomy: Taxonomy, *, k: int, candidates: np.ndarray | None = None, **space: Any
+) -> np.ndarray:
+    """(N, R, k) int64: the k nearest candidates of each rank, ranks independent, best first, -1 padded.
+
+    Args:
+        image: (N, D), text: (T, D): embeddings, row t of text that of taxon t.
+        candidates: (T,) bool, the taxa that may be answered; None = all.
+        space: scale, curv, geometry and space of the model, as in `kernels.rank_topk`.
+    """
+    nodes, text, text_rank = _offered(text, taxonomy, candidates)
+    answers = np.full((len(image), len(RANKS), k), -1, np.int64)
+    if len(nodes):
+        for rows in _blocks(len(image)):
+            _, index = rank_topk(image[rows], text, text_rank, k=k, ranks=len(RANKS), **space)
+            found = index.cpu().numpy()
+            answers[rows] = np.where(found >= 0, nodes[found], -1)
+    return answers
+
+
+@torch.no_grad()
+def answer_probability(
+    image: Tensor,
+    text: Tensor,
+    taxonomy: Taxonomy,
+    answers: np.ndarray,
+    *,
+    candidates: np.ndarray | None = None,
+    **space: Any,
+) -> np.ndarray:
+    """(N, R) float64: the softmax probability of each answer among the candidates of its rank; 0: none given.
+
+    Args:
+        answers: (N, R) int64 taxon ids among the candidates, -1 = none.
+        Others as in `best_answers`.
+    """
+    nodes, text, text_rank = _offered(text, taxonomy, candidates)
+    probability = np.zeros(answers.shape)
+    if len(nodes):
+        taxa = torch.from_numpy(nodes).to(text.device)
+        for rows in _blocks(len(image)):
+            labels = torch.from_numpy(answers[rows]).to(image.device)
+            nll, _ = level_infonce(image[rows], text, labels, text_rank, taxa, **space)
+            probability[rows] = (
+                nll.double().clamp(min=0).neg().exp().cpu().numpy()
+            )  # rounding may leave nll below 0
+    return np.where(answers >= 0, probability, 0.0)
+
+
+def _offered(text: Tensor, taxonomy: Taxonomy, candidates: np.ndarray | None) -> tuple[np.ndarray, Tensor, Tensor]:
+    """The candidates' ids, texts and ranks."""
+    nodes = np.arange(taxonomy.size) if candidates is None else np.flatnonzero(candidates)
+    if len(nodes) < taxonomy.size:
+        text = text[torch.from_numpy(nodes).to(text.device)]
+    return nodes, text, torch.from_numpy(taxonomy.rank[nodes]).to(text.device)
+
+
+def _blocks(images: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, images, BLOCK))
