@@ -88,7 +88,15 @@ def test_evaluate_writes_a_report(capsys, place, tmp_path):
     assert code == 0
     assert "coarse-to-fine" in out
     assert "top-down" in out
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    fine, down = (row["score"] for row in rows if row["protocol"])
+    assert all(top >= one for top, one in zip(fine["top_k"], fine["accuracy"], strict=True))
+    assert (fine["k"], down["k"], down["top_k"]) == (5, 1, None)
+    assert -1 <= fine["root_order"] == down["root_order"] <= 1
+    for score in (fine, down):
+        low, high = score["intervals"]["measures"]["average"]
+        assert low <= score["average"] <= high
+        assert [sum(bins) for bins in score["calibration"]["count"]] == score["known"]
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 

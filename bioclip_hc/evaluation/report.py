@@ -224,9 +224,9 @@ def _figure(svg: str, title: str, caption: str, alt: str) -> str:
 
 _TABLE_NOTE = (
     '<p class="note">Top-1 accuracy in % over all images whose truth is known at the rank; average over the ranks '
-    "present; nLCA: mean share of an image's known ranks before its first error; full path: images right at "
-    "every known rank; consistent: predictions that are a path of the tree. The best system of a column is bold; "
-    "shaded rows are baselines, the same under every protocol.</p>"
+    "present; nLCA: mean share of an image's known ranks before its first error; h-F1: F1 of the taxa claimed, "
+    "ancestors included; full path: images right at every known rank; consistent: predictions that are a path of "
+    "the tree. The best system of a column is bold; shaded rows are baselines, the same under every protocol.</p>"
 )
 
 
@@ -235,6 +235,7 @@ def _html_table(group: Group) -> str:
         *((rank, [row.score.accuracy[r] for row in group.rows], _percent) for r, rank in enumerate(RANKS)),
         ("average", [row.score.average for row in group.rows], _percent),
         ("nLCA", [row.score.nlca for row in group.rows], _share),
+        ("h-F1", [row.score.h_f1 for row in group.rows], _percent),
         ("full path", [row.score.full_path for row in group.rows], _percent),
         ("consistent", [row.score.consistency for row in group.rows], _percent),
     ]
