@@ -102,7 +102,7 @@ def test_it_fails_where_the_run_would(setup, tmp_path):
         for name in ("cat.jpg", "cat.txt"):
             tar.add(setup / "run.toml", name)
     printed = finish(setup, tmp_path / "run", "--dry-run", "--data.train", tmp_path / "a.tar", code=2)
-    assert "has the caption member 'taxonTag.txt'; members found: jpg, txt" in printed
+    assert "none of its samples has the tagged caption 'taxonTag.txt' (members found: jpg, txt)" in printed
     assert not (tmp_path / "run").exists()
 
 

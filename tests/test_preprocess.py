@@ -1,8 +1,10 @@
 """Training's pixels: open_clip's, as functions of the bytes and the seed, in bytes until they are on the device."""
 
 import io
+import json
 import random
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from torchvision.transforms import RandomResizedCrop
 from bioclip_hc.data import decode, preprocess
 from bioclip_hc.data.decode import DecodeError, Photograph, decode_image
 from bioclip_hc.data.preprocess import Augmentation, Normalize, RandomCrop, build_transform, random_box
+
+from folder import inputs, same_inputs
 
 PREPROCESS = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.26, 0.27)}
 STRONG = {
@@ -225,3 +229,19 @@ def test_the_digest_tells_other_pixels_not_other_decoders(monkeypatch, augmentat
     with monkeypatch.context() as patch:
         patch.setattr(preprocess, "interpolate", lambda *a, **k: interpolate(*a, **{**k, "antialias": False}))
         assert (transform.digest() != digest) == (augmentation is None)
+
+
+def test_a_resume_where_pixels_differ_is_refused(tmp_path, monkeypatch):
+    model = SimpleNamespace(model_cfg={})
+    batches = SimpleNamespace(
+        transform=build_transform(PREPROCESS),
+        shards=SimpleNamespace(fingerprints=dict),
+        taxonomy=SimpleNamespace(sha256=""),
+    )
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs(model, batches)))
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    same_inputs(tmp_path / "inputs.json", inputs(model, batches))
+    pixels = Photograph.pixels
+    monkeypatch.setattr(Photograph, "pixels", lambda self, by=1: pixels(self, by) ^ 1)
+    with pytest.raises(ValueError, match=r"^decoded pixels changed since the run"):
+        same_inputs(tmp_path / "inputs.json", inputs(model, batches))
