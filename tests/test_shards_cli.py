@@ -75,17 +75,19 @@ def test_build_with_a_holdout(run, place, tmp_path):
     assert str(tmp_path / "out" / "train") in err
 
 
-def test_a_build_that_fails_in_its_second_part_leaves_no_shard(run, place, tmp_path):
-    lines = (place / "labels.csv").read_text().replace("photos/", f"{place}/photos/").splitlines()
-    (tmp_path / "labels.csv").write_text("\n".join([lines[0], *lines[1::6]]))  # one taxon, two photographs
-    words = ("build", tmp_path / "out", "--csv", tmp_path / "labels.csv", "--holdout", "0.5")
-    broken = tmp_path / "out" / "heldout" / "shard-000000.tar"
-    broken.parent.mkdir(parents=True)
-    broken.write_bytes(b"")
-    assert run(*words)[0] == 2
-    assert list((tmp_path / "out").rglob("*.tar")) == [broken]
-    broken.unlink()
-    assert run(*words)[0] == 0
+def test_a_build_that_fails_in_its_second_part_leaves_no_shard(run, tmp_path):
+    rows = [(f"{i}.jpg", *LINEAGES[0]) for i in range(2)]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filepath", *RANKS), *rows])
+    for path, *_ in rows:
+        (tmp_path / path).write_bytes(picture(0))
+    words = ("--csv", tmp_path / "labels.csv", "--holdout", "0.5", "--processes", "1")
+    assert run("build", tmp_path / "whole", *words)[0] == 0
+    held_out = ShardSet(tmp_path / "whole" / "heldout").key(0)
+    (tmp_path / f"{held_out[-1]}.jpg").write_bytes(b"torn")  # now heldout/ has no picture, when train/ is written
+    code, _, err = run("build", tmp_path / "out", *words)
+    assert (code, "no samples to write" in err) == (2, True)
+    assert list((tmp_path / "out").rglob("*.tar")) == []
 
 
 def test_build_from_folders(run, tmp_path):
