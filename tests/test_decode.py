@@ -299,12 +299,12 @@ def test_damage_that_libjpeg_only_warns_of_goes_to_pillow(asked):
     assert alike(one, two)
 
 
-def test_only_the_size_that_was_checked_is_made_room_for():
-    pytest.importorskip("simplejpeg")
+def test_only_the_size_that_was_checked_is_made_room_for(asked):
     data = PLAIN["4:4:4 baseline"]
     assert decode._plain_jpeg(data, 91, 133).shape == (91, 133, 3)
     for height, width in ((90, 133), (91, 132), (92, 133), (91, 134), (46, 66)):
         assert decode._plain_jpeg(data, height, width) is None
+        assert asked[-1]["buffer"].shape == (height, width, 3)
 
 
 def test_what_decodes_is_told(monkeypatch):
