@@ -56,10 +56,12 @@ def cases(kinds: int = 1000, cuts: int = 120, runs: int = 32, limits: int = 6) -
         for i in range(0, cuts, CUTS)
     ]
     light = [one for one in all_of_them() if not one.heavy]
-    made.append(Case("samples, training on all", "training", {"specimens": [one.name for one in light]}))
+    made.append(
+        Case("samples, training on all", "training", {"specimens": [one.name for one in light], "epochs": 1})
+    )
     made.append(
         Case("samples, training on all, 2 x 2", "training",
-             {"specimens": [one.name for one in light], "processes": 2, "workers": 2})
+             {"specimens": [one.name for one in light], "epochs": 1, "processes": 2, "workers": 2})
     )  # fmt: skip
     for one in light[:: max(1, len(light) // runs)]:
         made.append(Case(f"samples, training, {one.name}", "training", {"specimens": [one.name]}))
@@ -243,7 +245,8 @@ def _train(case: Case, lane: Lane) -> Outcome:
     paths = [write(data, one, f"{i:03d}") for i, one in enumerate(specimens)]
     filler = -sum(len(build_index(path).keys) for path in paths) % BATCH + BATCH
     (data / "good.tar").write_bytes(b"".join(sample(f"more{i}") for i in range(filler)) + END)
-    more = ("--data.train", str(data), "--data.quarantine-limit", "1")
+    times = case.facts.get("epochs", 3)
+    more = ("--data.train", str(data), "--data.quarantine-limit", "1", "--optim.epochs", str(times))
     world = World(
         lane, folder / "run", *more, "--data.workers", str(case.facts.get("workers", 0)), processes=processes
     )
@@ -252,13 +255,13 @@ def _train(case: Case, lane: Lane) -> Outcome:
     bad = [(str(p), *record) for p, one in zip(paths, specimens, strict=True) for record in one.bad]
     unread = [(str(p), *record) for p, one in zip(paths, specimens, strict=True) for record in one.unread]
     need_records("quarantine-index.jsonl", bad, _lines(folder / "run", "quarantine-index.jsonl"))
-    need_records("quarantine-N.jsonl", 3 * unread, _lines(folder / "run", "quarantine-[0-9]*.jsonl"))
+    need_records("quarantine-N.jsonl", times * unread, _lines(folder / "run", "quarantine-[0-9]*.jsonl"))
     usable = filler + sum(len(expected_used(one)) for one in specimens)
     last = read_log(folder / "run" / "log.jsonl")[-1]
-    need(last["used"] == 3 * usable, f"{last['used']} used, not 3 x {usable}")
-    need(last["quarantined"] == 3 * len(unread), f"{last['quarantined']} quarantined, not 3 x {len(unread)}")
+    need(last["used"] == times * usable, f"{last['used']} used, not {times} x {usable}")
+    need(last["quarantined"] == times * len(unread), f"{last['quarantined']}, not {times} x {len(unread)}")
     need(last["used"] + last["quarantined"] == BATCH * last["step"], f"{last['step']} steps")
-    figures = {"used": last["used"], "quarantined": last["quarantined"] + 3 * len(bad)}
+    figures = {"used": last["used"], "quarantined": last["quarantined"] + times * len(bad)}
     return Outcome(len(specimens), len(specimens), figures=figures | {"seen": sum(figures.values())})
 
 

@@ -44,6 +44,7 @@ from security.sandbox import CANARY
 import checkpoint
 from config import read_config
 from durable import sha256
+from fetch import bring
 
 MIB = 1 << 20
 
@@ -548,7 +549,7 @@ def bombs() -> Iterator[Attempt]:
     yield made("JPEG of 65,500 x 65,500", lambda: frame(size=(65_500, 65_500)), "12.9 GB")
     yield made(
         "PNG of 1 x 170,000,000",
-        lambda: wide_png(1, 1, 0).replace(struct.pack(">II", 1, 1), struct.pack(">II", 1, 170_000_000)),
+        lambda: png(1, 170_000_000, colour=0),
         "a strip",
     )
     yield made("PNG text of 256 MiB", lambda: bomb_chunk(b"zTXt"), "256 MiB")
@@ -628,7 +629,7 @@ def configurations() -> Iterator[Attempt]:
     def configured(text: str | bytes, *words: str) -> Callable[[Path], None]:
         def read(path: Path) -> None:
             config = read_config(path, list(words))
-            ShardSet([spec.strip() for spec in config.data.train.split(",")])
+            ShardSet(bring(config.data))
             Taxonomy.read(config.data.taxonomy)
 
         return of_file("run.toml", text, read)
@@ -646,6 +647,9 @@ def configurations() -> Iterator[Attempt]:
         "10,000 nested lists": start + "x = " + "[" * 10_000,
         "10,000 nested tables": start + "[" + "a." * 10_000 + "a]\n",
         "a pipe": start.replace("s.tar", f"pipe:{COMMAND}"),
+        "a pipe that allows itself": start.replace("s.tar", f"pipe:{COMMAND}").replace(
+            "[run]", "allow_pipe = true\n[run]"
+        ),
         "a pipe in capitals": start.replace("s.tar", f"PIPE:{COMMAND}"),
         "a pipe after a comma": start.replace("s.tar", f"s.tar, pipe:{COMMAND}"),
         "a pipe as taxonomy": start.replace("[run]", f'taxonomy = "pipe:{COMMAND}"\n[run]'),
