@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bioclip_hc.evaluation.probe import pixel_probe
     from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
     from bioclip_hc.evaluation.report import Embedding, Report, Row
+    from bioclip_hc.evaluation.shots import FewShot, few_shot
 
 _HOME = {
     "coarse_to_fine": "protocols",
@@ -21,6 +22,8 @@ _HOME = {
     "Paths": "paths",
     "best_paths": "paths",
     "full_path": "paths",
+    "FewShot": "shots",
+    "few_shot": "shots",
     "RiskCoverage": "abstention",
     "abstain": "abstention",
     "certified_threshold": "abstention",
@@ -39,6 +42,7 @@ _HOME = {
 __all__ = [
     "DetailedScore",
     "Embedding",
+    "FewShot",
     "Paths",
     "Report",
     "RiskCoverage",
@@ -50,6 +54,7 @@ __all__ = [
     "chance",
     "coarse_to_fine",
     "detailed",
+    "few_shot",
     "full_path",
     "pixel_probe",
     "risk_coverage",
