@@ -52,7 +52,7 @@ class Score:
     """(R + 1,) images by the rank of their first error; the last bin counts those with none."""
     nlca: float | None
     """Mean share of an image's known ranks that come before its first error: nLCA (arXiv 2606.21838), or S-POR by
-    prefix, as released code computes it. Complete lineages and predictions that are paths: equal to `average`."""
+    prefix. With complete lineages and predictions that are paths it equals `average`."""
     full_path: float | None
     """Share of images right at every known rank: HCA (Wu, Ho and Vasconcelos, CVPR 2024), FPA (Park et al.,
     arXiv 2406.11608)."""
