@@ -17,7 +17,8 @@ from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.survey import choose_pictures, survey
 from bioclip_hc.data.writer import write_shards
-from bioclip_hc.evaluation.contact_sheet import POLICY, THUMBNAIL, THUMBNAIL_BYTES, page, thumbnails
+from bioclip_hc.evaluation.contact_sheet import THUMBNAIL, THUMBNAIL_BYTES, page, thumbnails
+from bioclip_hc.evaluation.document import PICTURES, POLICY
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 MERULA, MIGRATORIUS, CORAX, VULPES, CANINA, FAGALES = LINEAGES
@@ -224,7 +225,7 @@ def test_hostile_shards_make_a_harmless_page(hostile):
         kind, _, data = value.partition(",")
         assert kind == "data:image/jpeg;base64"
         Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
-    assert ("meta", "content", POLICY) in reader.attributes
+    assert ("meta", "content", f"{POLICY}; {PICTURES}") in reader.attributes
     assert "url(" not in text
     assert "@import" not in text
     shown = "".join(reader.text)

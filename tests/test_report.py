@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bioclip_hc.evaluation import Embedding, Report, Row, chance, plots, score
+from bioclip_hc.evaluation.document import POLICY
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -138,6 +139,9 @@ def test_page_asks_nothing_of_the_network_and_runs_nothing(page: str) -> None:
         assert not [name for name in attrs if name.startswith("on")]
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", page))
     assert "@import" not in page
+    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in outline.all("meta")
+    assert POLICY.startswith("default-src 'none'")
+    assert "script-src" not in POLICY
 
 
 def test_hostile_names_are_shown_as_they_are(page: str) -> None:

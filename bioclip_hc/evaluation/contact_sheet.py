@@ -23,13 +23,12 @@ from bioclip_hc.data.decode import DecodeError, decode_image
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.survey import CONTEXT, EXAMPLES, Headers, Shown, Survey, choose_pictures, quantiles
-from bioclip_hc.evaluation.plots import theme_css
+from bioclip_hc.evaluation.document import PICTURES, document
 from bioclip_hc.taxonomy import RANKS
 
 THUMBNAIL = 320  # pixels of the longer side: sharp at twice the density of a card
 THUMBNAIL_BYTES = 40_000
 ROWS = 50  # of a table of ambiguous names
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -157,14 +156,7 @@ def page(survey: Survey, pictures: Sequence[Thumbnail], title: str, remarks: Seq
         _section("What cannot be used", _counts(survey.unusable, "records")),
         _section("Headers that cannot be read", _counts(survey.headers.unread, "pictures")),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{heading}</title>\n<style>{theme_css()}{CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body>\n</html>\n"
-    )
+    return document(heading, CSS, parts, PICTURES)
 
 
 def _shown(text: str, width: int = 120) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bioclip_hc.evaluation import plots
+from bioclip_hc.evaluation.document import document
 from bioclip_hc.evaluation.metrics import Score
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -199,11 +200,7 @@ def _page(report: Report) -> str:
         _section("Training", [_grid(_training_figures(report.curves, style))]),
         _section("Embedding", [_grid(_embedding_figures(embedding)) for embedding in report.embeddings]),
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{plots.theme_css()}{CSS}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    return document(title, CSS, body)
 
 
 def _section(title: str, parts: Sequence[str]) -> str:
