@@ -236,6 +236,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     import torch
 
+    from bioclip_hc.data.decode import decoder
     from bioclip_hc.kernels import cpu, cuda
     from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not
 
@@ -255,6 +256,7 @@ def _doctor(options: argparse.Namespace) -> int:
         except importlib.metadata.PackageNotFoundError:
             print(f"  {package:<16} not installed")
     native = "none" if cpu.why_not() else f"for {cpu.instruction_set()}"
+    print(f"photographs: decoded by {decoder()}")
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"cpu: {torch.get_num_threads()} threads, {capability}; C++ kernels: {native}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -16,7 +17,8 @@ from shards_by_hand import write_tar
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
 from bioclip_hc.cli import SELF_CHECK_TOLERANCE, _verdict, main
-from bioclip_hc.kernels import panel
+from bioclip_hc.data import decode
+from bioclip_hc.kernels import backends, panel
 from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not
 from bioclip_hc.model import create_model
 from bioclip_hc.taxonomy import RANKS, Taxonomy
@@ -150,6 +152,19 @@ def test_doctor_checks_every_live_backend(capsys):
                 assert line.endswith(why_not(backend, torch.device("cpu")))
             else:
                 assert 0 < float(line.split()[-1]) < SELF_CHECK_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["simplejpeg", "Pillow"])
+def test_doctor_names_what_decodes_photographs(capsys, monkeypatch, name):
+    if name == "Pillow":
+        monkeypatch.setattr(decode, "simplejpeg", None)
+    else:
+        pytest.importorskip(name)
+    monkeypatch.setattr(backends, "BACKENDS", ())  # not tried here
+    _, out, _ = run(capsys, "doctor")
+    (said,) = [line for line in out.splitlines() if line.startswith("photographs: ")]
+    assert said.startswith(f"photographs: decoded by {name} {importlib.metadata.version(name)}")
+    assert ("not installed" in said) == (name == "Pillow")
 
 
 def no_compiler(side):
