@@ -16,11 +16,11 @@ import remote_server as lab
 from small_run import write_pictures
 
 from bioclip_hc.data import cache as caches
-from bioclip_hc.data import download
+from bioclip_hc.data import download, download_http, download_stores, transfer
 from bioclip_hc.data.cache import Cache, Downloads
-from bioclip_hc.data.download import Limits
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.sources import expand_shards
+from bioclip_hc.data.transfer import Limits
 from bioclip_hc.data.urls import parse
 
 QUICK = Limits(connect=5, silence=0.6, slowest=1e4, attempts=4, progress=1000, backoff=0.01, longest=0.2, total=60)
@@ -241,9 +241,10 @@ def test_checksums_that_cannot_be_had_are_not_taken_for_none(server, tmp_path):
 def test_checksums_are_read_as_sha256sum_writes_them():
     a, b, c = ("a" * 64, "B" * 64, "c" * 64)
     text = f"{a}  one.tar\r\n{b} *two.tar\n\\{c}  odd\\\\name.tar\n{c[:-1]}  short.tar\n{c}  ./three.tar\nnoise\n"
-    assert download.parse_sums(text.encode() + b"\xff\xfe") == {
+    assert download._parse(text.encode() + b"\xff\xfe") == {
         "one.tar": a,
         "two.tar": b.lower(),
+        "odd\\name.tar": c,
         "three.tar": c,
     }
 
@@ -368,8 +369,8 @@ def test_one_that_fails_ends_the_others(server, shards, tmp_path):
 
 
 def test_a_full_disk_says_what_is_needed_and_where(server, body, tmp_path, monkeypatch):
-    usage = download.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    usage = transfer.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
         OSError, match=f"needs {len(body) / 1e6:,.1f} MB more, and {tmp_path} has 0.0 MB free; make"
     ):
@@ -382,7 +383,7 @@ def test_a_disk_that_fills_up_is_told_from_a_broken_connection(server, tmp_path,
     def full(path, *mode, **more):
         return open("/dev/full", *mode, **more)
 
-    monkeypatch.setattr(download, "open", full, raising=False)
+    monkeypatch.setattr(transfer, "open", full, raising=False)
     with pytest.raises(OSError, match=r"needs more than .* make room"):
         fetch(server.url + FIRST, folder=tmp_path)
     assert server.count(FIRST) == 1
@@ -439,9 +440,9 @@ def test_a_user_of_netrc_is_for_https_only(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".netrc").write_text("machine example.org login ann password s3cret\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert download._user_of(parse("https://example.org/a.tar")) == "ann:s3cret"
-    assert download._user_of(parse("http://example.org/a.tar")) == ""
-    assert download._user_of(parse("https://example.com/a.tar")) == ""
+    assert download_http._user_of(parse("https://example.org/a.tar")) == "ann:s3cret"
+    assert download_http._user_of(parse("http://example.org/a.tar")) == ""
+    assert download_http._user_of(parse("https://example.com/a.tar")) == ""
 
 
 def test_https_is_not_left_for_http_and_other_schemes_are_unknown(server, tmp_path):
@@ -449,9 +450,9 @@ def test_https_is_not_left_for_http_and_other_schemes_are_unknown(server, tmp_pa
     url = server.url.replace("http:", "https:") + FIRST
     with pytest.raises(OSError, match=f"^{url}: not fetched"):  # a server that speaks plain http
         fetch(url, folder=tmp_path)
-    opener = download._opener(QUICK)
-    request = download.urllib.request.Request("https://example.org/a.tar")
-    rule = next(handler for handler in opener.handlers if isinstance(handler, download._Redirects))
+    opener = download_http._opener(QUICK)
+    request = download_http.urllib.request.Request("https://example.org/a.tar")
+    rule = next(handler for handler in opener.handlers if isinstance(handler, download_http._Redirects))
     with pytest.raises(OSError, match=r"redirects from https: to http:, which is not followed"):
         rule.http_error_302(request, io.BytesIO(), 302, "Found", {"location": "http://example.org/a.tar"})
     assert {"file", "ftp", "data", "unknown"}.isdisjoint(opener.handle_open)
@@ -531,7 +532,7 @@ def test_an_object_store_is_read_in_pieces_and_gone_on_with(shards, body, tmp_pa
         def ukey(self, path):
             return hashlib.sha256(self.cat_file(path)).hexdigest()
 
-    monkeypatch.setattr(download, "STORE_PIECE", 10_000)
+    monkeypatch.setattr(download_stores, "STORE_PIECE", 10_000)
     monkeypatch.setattr(fsspec, "filesystem", lambda scheme: Store())
     Store().pipe("s3://bucket/set/shard-000000.tar", body)
     url = "s3://bucket/set/shard-000000.tar"

@@ -6,8 +6,9 @@ import subprocess
 import pytest
 from shards_by_hand import robin, sample, write_tar
 
+from bioclip_hc.data.checksums import SUMS, read_sums, sha256_of, write_sums
 from bioclip_hc.data.index import index_file, kept_index
-from bioclip_hc.data.seal import SUMS, read_sums, seal, sha256_of, write_sums
+from bioclip_hc.data.seal import seal
 from bioclip_hc.data.writer import write_shards
 
 

@@ -12,8 +12,9 @@ from small_run import LINEAGES
 
 from bioclip_hc.data import split as module
 from bioclip_hc.data.build import split_by_individual
+from bioclip_hc.data.checksums import read_sums
 from bioclip_hc.data.sample import Sample
-from bioclip_hc.data.seal import read_sums, seal
+from bioclip_hc.data.seal import seal
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.split import (
     by_individual,

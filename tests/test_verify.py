@@ -10,11 +10,12 @@ from shards_by_hand import ROBIN_TAG, robin, write_tar
 from small_run import LINEAGES, picture
 
 from bioclip_hc.data import verify as module
+from bioclip_hc.data.checksums import SUMS
 from bioclip_hc.data.decode import Photograph
 from bioclip_hc.data.index import index_file, shard_index
 from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.sample import Sample
-from bioclip_hc.data.seal import SUMS, seal
+from bioclip_hc.data.seal import seal
 from bioclip_hc.data.verify import Finding, verify
 from bioclip_hc.data.writer import write_shards
 from bioclip_hc.taxonomy import Taxonomy

@@ -12,7 +12,6 @@ began with. It is checked by size and time of change, and by SHA-256 where the t
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import json
 import os
@@ -29,23 +28,11 @@ from typing import Any
 
 import filelock
 
-from bioclip_hc.data.download import (
-    FULL,
-    SUMS,
-    Cancelled,
-    Limits,
-    Meter,
-    Part,
-    Permanent,
-    Transient,
-    download,
-    ended,
-    examine,
-    known_sum,
-    no_room,
-    read_sums,
-)
+from bioclip_hc.data.checksums import SUMS, sha256_of
+from bioclip_hc.data.download import download, known_sum, sums_beside
+from bioclip_hc.data.fetched import ended, examine
 from bioclip_hc.data.sample import PathLike
+from bioclip_hc.data.transfer import FULL, Cancelled, Limits, Meter, Part, Permanent, Transient, no_room
 from bioclip_hc.data.urls import Address, redacted
 
 AT_ONCE = 4  # shards that one process fetches beside each other
@@ -87,7 +74,7 @@ class Cache:
         path = self.path(address)
         with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             record, stat = _read_record(path), path.stat()
-            if stat.st_size == record["bytes"] and _sha256(path) == record["sha256"]:
+            if stat.st_size == record["bytes"] and sha256_of(path) == record["sha256"]:
                 _write_record(path, {**record, "mtime_ns": stat.st_mtime_ns})
                 return True
         return False
@@ -264,7 +251,7 @@ class Downloads:
         """Fetch what is missing of a shard and check it all; returns its SHA-256."""
         sums = self._sums_beside(address)
         download(address, part, self._limits, self._meter)
-        digest, expected = _sha256(part.path), known_sum(address, part, sums)
+        digest, expected = sha256_of(part.path), known_sum(address, part, sums)
         if expected:
             if digest != expected:
                 part.discard()
@@ -284,7 +271,7 @@ class Downloads:
         with self._sums_lock:
             if remote not in self._sums:
                 try:
-                    self._sums[remote] = read_sums(address, self._limits)
+                    self._sums[remote] = sums_beside(address, self._limits)
                 except (OSError, http.client.HTTPException) as error:
                     if isinstance(error, Permanent):
                         raise
@@ -345,11 +332,6 @@ class Suspect(Transient):
 def say(line: str) -> None:
     """Progress for people, on stderr."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_record(path: Path) -> dict[str, Any]:

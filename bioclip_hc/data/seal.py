@@ -3,64 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bioclip_hc.data.checksums import SUMS, read_sums, sha256_of, write_sums
 from bioclip_hc.data.index import kept_index, shard_index
 from bioclip_hc.data.parallel import in_order
-
-SUMS = "SHA256SUMS"
-MAX_SUMS_BYTES = 256 << 20  # a line for each of a million shards
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_sums(folder: Path) -> dict[str, str] | None:
-    """File name -> SHA-256 as the folder's SHA256SUMS has it; None where there is no such file.
-
-    Raises:
-        ValueError: a line that is not a checksum and a name.
-    """
-    path = folder / SUMS
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_SUMS_BYTES:
-        raise ValueError(f"{path} of {path.stat().st_size} bytes is larger than {MAX_SUMS_BYTES}")
-    sums: dict[str, str] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        text = os.fsdecode(line).rstrip("\r")
-        if not text:
-            continue
-        match = re.fullmatch(r"(\\?)([0-9A-Fa-f]{64}) [ *]([^\0]+)", text)
-        if match is None:
-            raise ValueError(f"{path}, line {number}: not a SHA-256, two blanks and a name: {text[:100]!r}")
-        escaped, digest, name = match.groups()
-        if escaped:
-            name = re.sub(r"\\([\\n])", lambda m: "\n" if m[1] == "n" else "\\", name)
-        sums[name.removeprefix("./")] = digest.lower()
-    return sums
-
-
-def write_sums(folder: Path, sums: dict[str, str]) -> None:
-    """Write a folder's SHA256SUMS, whole or not at all."""
-    lines = []
-    for name, digest in sorted(sums.items()):
-        escaped = name.replace("\\", "\\\\").replace("\n", "\\n")  # as coreutils does
-        lines.append(f"{chr(92) if escaped != name else ''}{digest}  {escaped}\n")
-    aside = folder / f"{SUMS}.{os.getpid()}.tmp"
-    try:
-        aside.write_bytes(os.fsencode("".join(lines)))
-        os.replace(aside, folder / SUMS)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 class Change(NamedTuple):

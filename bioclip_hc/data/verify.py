@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bioclip_hc.data.checksums import SUMS, read_sums, sha256_of
 from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.index import ShardIndex, build_index, kept_index
 from bioclip_hc.data.keys import encoded, repeated_keys
 from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.quarantine import cause
-from bioclip_hc.data.seal import SUMS, missing_shards, read_sums, sha256_of
+from bioclip_hc.data.seal import missing_shards
 from bioclip_hc.taxonomy import Lineage
 
 CHUNK = 128  # pictures that a process decodes at a time

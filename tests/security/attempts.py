@@ -24,11 +24,11 @@ from faults.specimens import END, FOREIGN, JPEG, TAG, bomb_chunk, chunk, frame, 
 from PIL import Image
 from small_run import ARCHITECTURES
 
+from bioclip_hc.data.checksums import read_sums
 from bioclip_hc.data.decode import decode_image
 from bioclip_hc.data.index import index_file, shard_index
 from bioclip_hc.data.loader import evaluation_batches
 from bioclip_hc.data.names import read_synonyms
-from bioclip_hc.data.seal import read_sums
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.sources import expand_shards
 from bioclip_hc.data.split import write_split
