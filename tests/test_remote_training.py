@@ -18,6 +18,14 @@ def setup(tmp_path_factory):
     return small_run.write_setup(tmp_path_factory.mktemp("setup"))
 
 
+@pytest.fixture(scope="module")
+def local(setup, tmp_path_factory):
+    """The folder of a run on local shards."""
+    output = tmp_path_factory.mktemp("runs") / "local"
+    finish(setup, output, "--data.workers", "1")
+    return output
+
+
 @pytest.fixture
 def server(setup):
     with lab.serving() as server:
@@ -29,8 +37,7 @@ def model_of(output: Path) -> bytes:
     return (output / "model" / "open_clip_model.safetensors").read_bytes()
 
 
-def test_a_run_over_http_is_the_local_run_and_resumes_offline_and_from_local_files(setup, server, tmp_path):
-    finish(setup, tmp_path / "local", "--data.workers", "1")
+def test_a_run_over_http_is_the_local_run_and_resumes_offline_and_from_local_files(setup, local, server, tmp_path):
     url = server.url.replace("http://", "http://ann:s3cret@") + "/set/shard-{000000..000002}.tar?Signature=s3cret"
     there = ("--data.train", url, "--data.cache", str(tmp_path / "cache"))
     printed = finish(setup, tmp_path / "remote", *there, *HALF, **DIRECT)
@@ -45,8 +52,8 @@ def test_a_run_over_http_is_the_local_run_and_resumes_offline_and_from_local_fil
     finish(setup, tmp_path / "remote", "--resume", *there, "--run.stop-after", "8")
     assert len(server.asked) == asked  # the cache sufficed
     finish(setup, tmp_path / "remote", "--resume")  # the same shards, in a local folder
-    assert model_of(tmp_path / "remote") == model_of(tmp_path / "local")
-    inputs = [json.loads((tmp_path / run / "inputs.json").read_text()) for run in ("local", "remote")]
+    assert model_of(tmp_path / "remote") == model_of(local)
+    inputs = [json.loads((run / "inputs.json").read_text()) for run in (local, tmp_path / "remote")]
     assert inputs[0] == inputs[1]
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".md")]
     assert not [path for path in written if "s3cret" in path.read_text()]
@@ -99,7 +106,7 @@ def test_a_signal_ends_a_run_that_is_fetching(setup, server, tmp_path):
     assert run.wait(20) == 143
 
 
-def test_commands_run_only_by_a_flag_of_the_command_line(setup, tmp_path):
+def test_commands_run_only_by_a_flag_of_the_command_line(setup, local, tmp_path):
     bait, shards = tmp_path / "bait", setup / "shards"
     command = f"pipe:touch {bait}; cat {shards}/shard-00000{{0..2}}.tar"
     config = (setup / "run.toml").read_text()
@@ -129,6 +136,5 @@ def test_commands_run_only_by_a_flag_of_the_command_line(setup, tmp_path):
     words = ("--data.train", command, "--data.cache", str(tmp_path / "cache"), "--allow-pipe")
     finish(setup, tmp_path / "allowed", *words)
     assert bait.exists()
-    finish(setup, tmp_path / "local")
-    assert model_of(tmp_path / "allowed") == model_of(tmp_path / "local")
+    assert model_of(tmp_path / "allowed") == model_of(local)
     assert json.loads((tmp_path / "allowed" / "config.json").read_text())["data"]["train"] == "pipe:touch ..."

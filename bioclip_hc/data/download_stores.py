@@ -153,8 +153,8 @@ def _read_pipe(pipe: IO[bytes], limits: Limits, meter: Meter) -> bytes:
     end = time.monotonic() + limits.silence
     ready = select.poll()
     ready.register(pipe, select.POLLIN)
-    while not ready.poll(500):
+    while not ready.poll(1000 * min(0.5, max(0.0, end - time.monotonic()))):
         meter.sleep(0)
-        if time.monotonic() > end:
+        if time.monotonic() >= end:
             raise Transient(f"the command was silent for {limits.silence:g} s")
     return pipe.read(PIECE)
