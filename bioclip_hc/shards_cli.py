@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,11 @@ def _count_table(rows: Iterable[tuple[int, str, str]]) -> str:
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    """ "1 shard", "2 shards"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _one_line(text: str, width: int = 200) -> str:
     """A text of the data as a terminal may show it."""
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: width + 1])
@@ -178,16 +183,23 @@ def _build(options: argparse.Namespace) -> int:
 
     if not 0 <= options.holdout < 1:
         raise ValueError(f"--holdout is a share in [0, 1), got {options.holdout}")
+    unread: list[Skipped] = []
     if options.csv:
         photos = build.photos_from_csv(options.csv, options.image_root, options.path_column)
     else:
-        photos = build.photos_from_folders(options.folders)
+        photos = build.photos_from_folders(options.folders, unread.append)
     output = Path(options.output)
     if options.holdout:
         held_in, held_out = build.split_by_individual(photos, 1 - options.holdout, options.seed)
         parts = {output / "train": held_in, output / "heldout": held_out}
     else:
         parts = {output: photos}
+    for folder, part in parts.items():  # told now, not when half of them are written
+        if not part:
+            raise ValueError(
+                f"--holdout {options.holdout} of {_counted(len(photos), 'photograph')} leaves none for {folder}: "
+                "no taxon has enough; take another share, or leave --holdout out"
+            )
     skipped: list[Skipped] = []
     told = []
     processes = _processes(options)
@@ -204,17 +216,30 @@ def _build(options: argparse.Namespace) -> int:
         for (folder, part), aside in zip(parts.items(), asides, strict=True):
             before = len(skipped)
             samples = build.read_samples(part, skipped.append, processes=processes, max_side=options.max_side)
-            paths = write_shards(counted(samples), aside, samples_per_shard=options.samples_per_shard)
+            first = next(samples, None)
+            if first is None:
+                _tell_skipped([*unread, *skipped])
+                raise ValueError(
+                    f"none of the {_counted(len(part), 'photograph')} for {folder} can be used, as told above; "
+                    "nothing is written"
+                )
+            samples = counted(chain([first], samples))
+            paths = write_shards(samples, aside, samples_per_shard=options.samples_per_shard)
             for _ in seal(paths, processes):
                 pass
-            told.append(f"{folder}: {len(part) - len(skipped) + before} photographs, {len(paths)} shard files")
+            photographs = _counted(len(part) - len(skipped) + before, "photograph")
+            told.append(f"{_one_line(str(folder))}: {photographs}, {_counted(len(paths), 'shard file')}")
     print("\n".join(told))
-    for path, reason in skipped:
-        print(f"bioclip-hc: left out {_one_line(str(path))}: {_one_line(reason)}", file=sys.stderr)
+    _tell_skipped([*unread, *skipped])
     if len(skipped) > 1:
         causes = count_causes(BadSample(str(path), "", reason) for path, reason in skipped)
         print(f"left out {len(skipped)} of {len(photos)}:\n" + _count_table(causes))
-    return 1 if skipped else 0
+    return 1 if skipped or unread else 0
+
+
+def _tell_skipped(skipped: Iterable[Skipped]) -> None:
+    for path, reason in skipped:
+        print(f"bioclip-hc: left out {_one_line(str(path))}: {_one_line(reason)}", file=sys.stderr)
 
 
 # -- split ------------------------------------------------------------------------------------------------

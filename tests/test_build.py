@@ -111,6 +111,54 @@ def test_an_unquoted_comma_is_not_taken_for_a_label(tmp_path):
         photos_from_csv(path)
 
 
+HEADER = ",".join(["filepath", *RANKS, "common_name"])
+LINE = ",".join(["{}.jpg", *WOLF, "wolf"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # a quote left open, that closes nowhere, at the next quote, or where a field ends
+        (f'{HEADER}\n{LINE.format("a")[:-4]}"wolf\n{LINE.format("b")}\n', r"t\.csv, line 3: not a well-formed CSV"),
+        (f'{HEADER}\n"{LINE.format("a")}\n"b".jpg,{LINE[7:]}\n', "not a well-formed CSV.*a quote left open"),
+        (f'{HEADER}\n{LINE.format("a")[:-4]}"wolf\nb.jpg,dog"\n', "line 3: a line break within a field"),
+        (f"{HEADER}\na.jpg,Animalia\n", "line 2: fewer fields than columns"),
+        (f"{HEADER}\n{LINE.format('a')}{'x' * 200_000}\n", "line 2: not a well-formed CSV .*field larger"),
+        (f"{HEADER}\n", "no photographs, the table is a header only"),
+        ("", "columns found: none$"),
+        (HEADER.replace(",", ";") + "\n", "separated by ';'. separate it by commas"),
+        (HEADER.title() + "\n", "Kingdom.*write them in lower case"),
+        (f"{HEADER}\nä".encode("latin-1"), "line 2: not UTF-8 at byte 1 of the line; convert the table"),
+        (HEADER.encode("utf-16"), "line 1: .*seems to be UTF-16"),
+        (HEADER.encode("utf-16-le"), "is the table UTF-16"),
+    ],
+)
+def test_a_damaged_table_is_refused_whole(tmp_path, text, message):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.jpg")
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        photos_from_csv(path)
+
+
+def test_folders_without_a_photograph_are_refused(tmp_path):
+    (tmp_path / "_".join(["0", *WOLF])).mkdir()
+    with pytest.raises(FileNotFoundError, match="no photographs in its folders"):
+        photos_from_folders(tmp_path)
+
+
+def test_a_picture_that_cannot_be_read_does_not_end_a_build(tmp_path, monkeypatch):
+    monkeypatch.setattr("bioclip_hc.data.build.MAX_IMAGE_BYTES", 5000)
+    good = picture(tmp_path / "good.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "vast.jpg").write_bytes(bytes(5001))
+    items = [Photo(name, tmp_path / f"{name}.jpg", WOLF) for name in ("gone", "vast", "good")]
+    skipped: list[Skipped] = []
+    assert [s.image for s in read_samples(items, skipped.append)] == [good]
+    assert [s.reason for s in skipped] == ["cannot be read: No such file or directory", "larger than 5000 bytes"]
+
+
 def test_pictures_that_do_not_decode_are_reported_not_written(tmp_path):
     good = picture(tmp_path / "good.jpg")
     (tmp_path / "cut.jpg").write_bytes(good[:-60])

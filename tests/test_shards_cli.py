@@ -60,8 +60,8 @@ def test_build_with_a_holdout(run, place, tmp_path):
     words = ("build", tmp_path / "out", "--csv", place / "labels.csv", "--holdout", "0.5", "--processes", "1")
     code, out, _ = run(*words)
     assert code == 0
-    assert "train: 6 photographs, 1 shard files" in out
-    assert "heldout: 6 photographs, 1 shard files" in out
+    assert "train: 6 photographs, 1 shard file\n" in out
+    assert "heldout: 6 photographs, 1 shard file\n" in out
     for part in ("train", "heldout"):
         assert sorted(path.name for path in (tmp_path / "out" / part).iterdir()) == [
             "SHA256SUMS", "shard-000000.tar", "shard-000000.tar.index.json",
@@ -86,8 +86,9 @@ def test_a_build_that_fails_in_its_second_part_leaves_no_shard(run, tmp_path):
     held_out = ShardSet(tmp_path / "whole" / "heldout").key(0)
     (tmp_path / f"{held_out[-1]}.jpg").write_bytes(b"torn")  # now heldout/ has no picture, when train/ is written
     code, _, err = run("build", tmp_path / "out", *words)
-    assert (code, "no samples to write" in err) == (2, True)
-    assert list((tmp_path / "out").rglob("*.tar")) == []
+    assert (code, f"none of the 1 photograph for {tmp_path / 'out' / 'heldout'} can be used" in err) == (2, True)
+    assert f"left out {tmp_path / held_out[-1]}.jpg: " in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_build_from_folders(run, tmp_path):
@@ -98,6 +99,26 @@ def test_build_from_folders(run, tmp_path):
     code, out, _ = run("build", tmp_path / "out", "--folders", tmp_path / "photos", "--processes", "2")
     assert (code, "3 photographs" in out) == (0, True)
     assert [ShardSet(tmp_path / "out").read(i).lineage for i in range(3)] == LINEAGES[:3]
+
+
+def test_what_a_build_cannot_begin_with_is_told_before_it_begins(run, place, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("build", tmp_path / "file" / "out", "--csv", place / "labels.csv")
+    assert (code, f"{tmp_path / 'file'} is a file, not a folder for shards" in err) == (2, True)
+    words = ("build", tmp_path / "out", "--csv", place / "labels.csv", "--holdout", "0.01")
+    code, _, err = run(*words)
+    assert (code, f"leaves none for {tmp_path / 'out' / 'heldout'}" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_within_a_species_folder_is_told(run, tmp_path):
+    folder = tmp_path / "photos" / "_".join(["00000", *LINEAGES[0]])
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.jpg", "more/b.jpg"):
+        (folder / name).write_bytes(picture(0))
+    code, out, err = run("build", tmp_path / "out", "--folders", tmp_path / "photos", "--processes", "1")
+    assert (code, "1 photograph, 1 shard file" in out) == (1, True)
+    assert f"left out {folder / 'more'}: a folder within a taxon's folder, its 1 files are not read" in err
 
 
 def test_build_makes_large_pictures_smaller_and_no_other(run, place, tmp_path):

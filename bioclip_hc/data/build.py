@@ -11,6 +11,7 @@ import csv
 import functools
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from bioclip_hc.data.captions import format_taxon_tag
 from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.parallel import in_order
-from bioclip_hc.data.sample import PathLike, Sample
+from bioclip_hc.data.sample import MAX_IMAGE_BYTES, PathLike, Sample
 from bioclip_hc.taxonomy import ALIASES, RANKS, Lineage, as_lineage
 
 logger = logging.getLogger(__name__)
@@ -67,44 +68,89 @@ def photos_from_csv(
         image_root: what relative paths start from; the CSV's own folder by default.
 
     Raises:
-        ValueError: a missing column (the columns found are named); a row with too many fields, without any rank,
-            with a lineage that a caption cannot hold, or with a picture that another row has already.
+        ValueError: no UTF-8 or no CSV; a missing column (the columns found are named); no rows; a row with too many
+            or too few fields, with a line break in what is read of it, without any rank, with a lineage that a
+            caption cannot hold, or with a picture that another row has already.
         FileNotFoundError: a row whose picture is missing.
     """
     csv_path = Path(csv_path)
     root = csv_path.parent if image_root is None else Path(image_root)
-    with open(csv_path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = _columns(reader.fieldnames or (), path_column, csv_path)
-        photos: list[Photo] = []
-        row_of: dict[Path, int] = {}
-        for row in reader:
-            where = f"{csv_path}, line {reader.line_num}"
-            if None in row:
-                raise ValueError(f"{where}: more fields than columns; quote fields that hold commas")
-            path = root / (row[path_column] or "")
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{where}: no picture at {path}; fix column {path_column!r} or set image_root"
-                )
-            if path in row_of:
-                raise ValueError(f"{where}: {path} is on line {row_of[path]} already; keep one of the rows")
-            row_of[path] = reader.line_num
-            lineage = _checked({rank: row[column] for rank, column in columns.items()}, where)
-            common = (row.get("common_name") or "").strip()
-            photos.append(Photo(_key(len(photos), path), path, lineage, common))
+    rows = _rows(csv_path)
+    _, header = next(rows, (0, []))
+    column = _columns(header, path_column, csv_path)
+    at_path, at_common = column[path_column], column.get("common_name")
+    at_rank = [column[rank] for rank in RANKS]
+    used = [at_path, *at_rank, *([] if at_common is None else [at_common])]
+    photos: list[Photo] = []
+    line_of: dict[str, int] = {}
+    lineage_of: dict[tuple[str, ...], Lineage] = {}  # a table has far more rows than taxa
+    for line, row in rows:
+        where = f"{csv_path}, line {line}"
+        if len(row) != len(header):
+            which, fix = ("more", "quote") if len(row) > len(header) else ("fewer", "fill the row, and quote")
+            raise ValueError(f"{where}: {which} fields than columns; {fix} fields that hold commas")
+        if any("\n" in row[i] or "\r" in row[i] for i in used):
+            raise ValueError(f"{where}: a line break within a field; is a quote left open here or on a line above?")
+        path = root / row[at_path]
+        name = str(path)
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{where}: no picture at {path}; fix column {path_column!r} or set image_root")
+        if name in line_of:
+            raise ValueError(f"{where}: {path} is on line {line_of[name]} already; keep one of the rows")
+        line_of[name] = line
+        names = tuple(row[i] for i in at_rank)
+        if names not in lineage_of:
+            lineage_of[names] = _checked(dict(zip(RANKS, names, strict=True)), where)
+        common = "" if at_common is None else row[at_common].strip()
+        photos.append(Photo(_key(len(photos), path), path, lineage_of[names], common))
+    if not photos:
+        raise ValueError(f"{csv_path}: no photographs, the table is a header only")
     return photos
 
 
-def photos_from_folders(root: PathLike) -> list[Photo]:
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it ends, fields) of each row of a CSV, the header first; empty lines are passed over.
+
+    Raises:
+        ValueError: not UTF-8, or not a CSV (line named).
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)  # or an open quote takes the rows after it for one field
+        try:
+            yield from ((reader.line_num, row) for row in reader if row)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num}: not a well-formed CSV ({error}); "
+                "is a quote left open there or on a line above?"
+            ) from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}{_not_utf8(path)}; convert the table first, as with iconv -t UTF-8") from None
+
+
+def _not_utf8(path: Path) -> str:
+    """Where a file that is not UTF-8 shows it."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                kind = ", it seems to be UTF-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+                return f", line {number}: not UTF-8 at byte {error.start + 1} of the line{kind}"
+    return ": not UTF-8"  # it has been changed meanwhile
+
+
+def photos_from_folders(root: PathLike, on_skip: OnSkip = log_skipped) -> list[Photo]:
     """The photographs of folders named as iNat 2021's: an index and the seven names, joined by underscores.
 
     `02912_Animalia_Chordata_Aves_Passeriformes_Turdidae_Turdus_migratorius`; further underscores belong to the
     species ("lupus_familiaris" is "lupus familiaris"), and a name left empty is an unknown rank.
 
+    Args:
+        on_skip: called with each folder within these: what lies in it is not read.
+
     Raises:
         ValueError: a folder that is not named so.
-        FileNotFoundError: no such folder, or none in it.
+        FileNotFoundError: no such folder, none in it, or no photographs in those.
     """
     root = Path(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -113,9 +159,14 @@ def photos_from_folders(root: PathLike) -> list[Photo]:
     photos: list[Photo] = []
     for folder in folders:
         lineage = _lineage_of_folder(folder)
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+            if path.is_file():
                 photos.append(Photo(_key(len(photos), path), path, lineage))
+            elif path.is_dir():
+                files = sum(len(names) for _, _, names in os.walk(path))
+                on_skip(Skipped(path, f"a folder within a taxon's folder, its {files} files are not read"))
+    if not photos:
+        raise FileNotFoundError(f"{root}: no photographs in its folders, such as {folders[0].name!r}")
     return photos
 
 
@@ -133,21 +184,38 @@ def _lineage_of_folder(folder: Path) -> Lineage:
     return _checked(dict(zip(RANKS, names, strict=True)), str(folder))
 
 
-def _columns(found: Sequence[str], path_column: str, csv_path: Path) -> dict[str, str]:
-    """Rank -> the column that holds it ("cls" is accepted for class)."""
-    columns = {ALIASES.get(column, column): column for column in found}
-    if missing := [name for name in (path_column, *RANKS) if name not in columns]:
+def _columns(found: Sequence[str], path_column: str, csv_path: Path) -> dict[str, int]:
+    """Column -> its place; the ranks by their own names ("cls" is accepted for class)."""
+    place = {ALIASES.get(column, column): i for i, column in enumerate(found)} | {
+        column: i for i, column in enumerate(found) if column == path_column
+    }
+    if missing := [name for name in (path_column, *RANKS) if name not in place]:
         raise ValueError(
-            f"{csv_path}: no column {', '.join(map(repr, missing))}; columns found: {', '.join(found)}"
+            f"{csv_path}: no column {', '.join(map(repr, missing))}; "
+            f"columns found: {', '.join(found) or 'none'}{_remedy(found, missing)}"
         )
-    return {rank: columns[rank] for rank in RANKS}
+    return place
+
+
+def _remedy(found: Sequence[str], missing: Sequence[str]) -> str:
+    """What may have to be done to a header in which columns are missed."""
+    if len(found) == 1 and (marks := [mark for mark in ";\t|" if mark in found[0]]):
+        return f"; is the table separated by {marks[0]!r}? separate it by commas"
+    if any("\0" in column for column in found):
+        return "; is the table UTF-16? convert it to UTF-8"
+    alike = {column.strip().lower() for column in found}
+    if not {ALIASES.get(name, name) for name in alike}.isdisjoint(missing):
+        return "; write them in lower case, without blanks around them"
+    return ""
 
 
 def _checked(names: dict[str, str], where: str) -> Lineage:
     """A lineage that the shard writer will take."""
     try:
         lineage = as_lineage(names)
-        format_taxon_tag(lineage)
+        format_taxon_tag(lineage).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: the name is not UTF-8; rename it") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if not any(lineage):
@@ -166,7 +234,7 @@ def _key(number: int, path: Path) -> str:
 def read_samples(
     photos: Iterable[Photo], on_skip: OnSkip = log_skipped, *, processes: int = 1, max_side: int | None = None
 ) -> Iterator[Sample]:
-    """Read the photographs in their order, leaving out those that do not decode.
+    """Read the photographs in their order, leaving out those that cannot be read or do not decode.
 
     Args:
         on_skip: called with each picture that was left out, for instance `skipped.append` of a list.
@@ -182,7 +250,13 @@ def read_samples(
 
 
 def _read(photo: Photo, max_side: int | None) -> Sample | Skipped:
-    data = photo.path.read_bytes()
+    try:
+        with open(photo.path, "rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        return Skipped(photo.path, f"cannot be read: {error.strerror or error}")
+    if len(data) > MAX_IMAGE_BYTES:
+        return Skipped(photo.path, f"larger than {MAX_IMAGE_BYTES} bytes")
     try:
         picture = Photograph(data)
         if max_side is None or max(picture.size) <= max_side:
@@ -217,7 +291,7 @@ def samples_from_csv(
 
 def samples_from_folders(root: PathLike, on_skip: OnSkip = log_skipped) -> Iterator[Sample]:
     """The samples of iNat-style folders; see `photos_from_folders` and `read_samples`."""
-    return read_samples(photos_from_folders(root), on_skip)
+    return read_samples(photos_from_folders(root, on_skip), on_skip)
 
 
 # -- splitting

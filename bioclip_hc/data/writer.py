@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bioclip_hc.data.captions import CAPTION, COMMON, format_taxon_tag, scientific_name
@@ -59,14 +59,24 @@ def write_shards(
 def whole_or_not_at_all(*folders: Path) -> Iterator[tuple[Path, ...]]:
     """A place aside for each folder; what lies there at the end of the block is moved into the folder, by name.
 
-    So SHA256SUMS comes before the shards, and a move that is cut off shows as shards missing from the sums.
+    So SHA256SUMS comes before the shards, and a move that is cut off shows as shards missing from the sums. A block
+    that fails leaves no folder that was not there before.
 
     Raises:
         FileExistsError: a folder already holds shards.
+        NotADirectoryError: it is a file, or lies in one.
     """
     with ExitStack() as stack:
         asides = []
         for folder in folders:
+            ancestry = (folder, *folder.parents)
+            if files := [path for path in ancestry if path.exists() and not path.is_dir()]:
+                raise NotADirectoryError(
+                    f"{files[0]} is a file, not a folder for shards; name another or remove it"
+                )
+            for path in reversed(ancestry):  # callbacks are called last to first
+                if not path.exists():
+                    stack.callback(_remove_if_empty, path)
             folder.mkdir(parents=True, exist_ok=True)
             if present := sorted(folder.glob("*.tar")):
                 raise FileExistsError(
@@ -78,6 +88,11 @@ def whole_or_not_at_all(*folders: Path) -> Iterator[tuple[Path, ...]]:
         for folder, aside in zip(folders, asides, strict=True):
             for path in sorted(aside.iterdir()):
                 os.replace(path, folder / path.name)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _members_of(sample: Sample) -> dict[str, str | bytes]:
