@@ -338,23 +338,36 @@ def _load_clip(
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
-    """The model_cfg of a model folder, which may name nothing outside of it, and no code.
+    """The model_cfg of a model folder, checked; its tokenizer is the folder's own, whatever name is given."""
+    return _checked_config(folder / CONFIG, folder)
+
+
+def _checked_config(path: Path, folder: Path | None = None) -> dict[str, Any]:
+    """The model_cfg that a file is, or holds if it is a model folder's, which may name nothing afar and no code.
+
+    Args:
+        folder: the model folder, which names no other; a file of its own may name folders that are here.
 
     Raises:
         ValueError: unreadable, or it does.
     """
-    path = folder / CONFIG
     try:
-        model_cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        model_cfg = json.loads(path.read_text(encoding="utf-8"))
+        model_cfg = model_cfg["model_cfg"] if folder else model_cfg
         text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
         named = {
-            "text_cfg.hf_model_name": text.get("hf_model_name"),
+            "text_cfg.hf_model_name": folder and text.get("hf_model_name"),
             "vision_cfg.timm_model_name": ":" in str(vision.get("timm_model_name")) and vision["timm_model_name"],
             "text_cfg.tokenizer_kwargs": sorted(set(text.get("tokenizer_kwargs") or {}) - TOKENIZER_OPTIONS),
         }
-        tokenizer = folder / "tokenizer_config.json"
-        if tokenizer.is_file():
-            named["auto_map of tokenizer_config.json"] = json.loads(tokenizer.read_text("utf-8")).get("auto_map")
+        sources = {folder} if folder else set()
+        for key in () if folder else ("hf_model_name", "hf_tokenizer_name"):
+            if name := text.get(key):
+                named[f"text_cfg.{key}"] = not Path(name).is_dir() and name
+                sources.add(Path(name))
+        for file in (source / name for source in sources for name in ("tokenizer_config.json", "config.json")):
+            if file.is_file():
+                named[f"auto_map of {file.name}"] = json.loads(file.read_text("utf-8")).get("auto_map")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not an open_clip model configuration ({error!r})") from None
     for key, value in named.items():
@@ -364,12 +377,17 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 
 def _registered_name(architecture: str | Path) -> str:
-    """The name under which open_clip knows an architecture; a .json file is registered first."""
+    """The name under which open_clip knows an architecture; a .json file is checked and registered first."""
     path = Path(architecture)
     if path.suffix == ".json":
         if not path.is_file():
             raise FileNotFoundError(f"model configuration {path} does not exist")
+        model_cfg = _checked_config(path)
+
         open_clip.add_model_config(path)
+        # what has been checked is what is used
+        if ":" in path.stem or open_clip.get_model_config(path.stem) != model_cfg:
+            raise ValueError(f"{path} is not an open_clip model configuration, or another one has its name")
         return path.stem
     if ":" in str(architecture) or open_clip.get_model_config(str(architecture)) is None:
         raise ValueError(

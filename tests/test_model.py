@@ -351,6 +351,33 @@ def test_corrupt_or_foreign_sidecar_tensors(make, tmp_path):
         HierarchicalCLIP.from_pretrained(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("text", "vision", "key"),
+    [
+        ({"hf_model_name": "evil/model"}, {}, "hf_model_name"),
+        ({"hf_tokenizer_name": "evil/model"}, {}, "hf_tokenizer_name"),
+        ({"hf_tokenizer_name": "FOLDER"}, {}, "auto_map of tokenizer_config.json"),
+        ({"hf_tokenizer_name": "CLEAN", "tokenizer_kwargs": {"trust_remote_code": True}}, {}, "trust_remote_code"),
+        ({}, {"timm_model_name": "hf-hub:evil/model"}, "timm_model_name"),
+    ],
+)
+def test_a_configuration_file_names_nothing_afar_and_no_code(tmp_path, text, vision, key):
+    for name, settings in {"FOLDER": {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "CLEAN": {}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings))
+        if text.get("hf_tokenizer_name") == name:
+            text = text | {"hf_tokenizer_name": str(tmp_path / name)}
+    base = ARCHITECTURES["vit"]
+    path = tmp_path / "evil.json"
+    path.write_text(
+        json.dumps(base | {"text_cfg": base["text_cfg"] | text, "vision_cfg": base["vision_cfg"] | vision})
+    )
+    for act in (create_model, get_tokenizer):
+        with pytest.raises(ValueError, match=rf"evil\.json: .*{key}.* would load from elsewhere or run code"):
+            act(path)
+    assert "evil" not in open_clip.list_models()
+
+
 def test_names_that_lead_nowhere(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub repository"):
         HierarchicalCLIP.from_pretrained("no-such-model")

@@ -11,11 +11,13 @@ import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -941,6 +943,25 @@ def models() -> Iterator[Attempt]:
         yield Attempt(where, f"model.architecture = {name!r}", lambda folder, name=name: create_model(name))
         yield Attempt(where, f"the tokenizer of {name!r}", lambda folder, name=name: get_tokenizer(name))
 
+    def named_file(act: Callable[[Path], Any], **text: Any) -> Callable[[Path], None]:
+        def tried(folder: Path) -> None:
+            with_remote_code()
+            (folder / "a.json").write_text(json.dumps(base | {"text_cfg": base["text_cfg"] | text}))
+            act(folder / "a.json")
+
+        return tried
+
+    for name, text in {
+        "a text tower on the hub": {"hf_model_name": "evil/model"},
+        "a tokenizer on the hub": {"hf_tokenizer_name": "evil/model"},
+        "remote code in tokenizer's options": {
+            "hf_tokenizer_name": ".", "tokenizer_kwargs": {"trust_remote_code": True}
+        },
+        "a vocabulary elsewhere": {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}},
+    }.items():  # fmt: skip
+        for what, act in {"model.architecture": create_model, "the tokenizer": get_tokenizer}.items():
+            yield Attempt(where, f"{what} of a file with {name}", named_file(act, **text))
+
     def with_taxonomy(text: str) -> Callable[[Path], None]:
         def change(folder: Path) -> None:
             create_tiny(folder / "model")
@@ -951,6 +972,19 @@ def models() -> Iterator[Attempt]:
 
     yield Attempt(where, "taxonomy.json of 100,000 brackets", with_taxonomy("[" * 100_000))
     yield Attempt(where, "taxonomy.json that is a pickle", with_taxonomy(PICKLE.decode("latin-1")))
+
+
+def with_remote_code() -> None:
+    """A stand-in for transformers that runs what it is trusted with, or fetches."""
+
+    def from_pretrained(name: Any, trust_remote_code: bool = False, **_: Any) -> Any:
+        if trust_remote_code:
+            os.system(COMMAND)
+        raise SystemError(f"{name} would have been loaded")
+
+    sys.modules["transformers"] = SimpleNamespace(  # type: ignore[assignment]
+        AutoTokenizer=SimpleNamespace(from_pretrained=from_pretrained)
+    )
 
 
 _tiny: dict[str, bytes] = {}
