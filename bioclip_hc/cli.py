@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails once more
         return 0
     except (ValueError, OSError) as error:
-        print(f"bioclip-hc: {error}", file=sys.stderr)
+        text = str(error)  # it may quote a server or a file: what a terminal would obey is not shown it
+        print("bioclip-hc:", "".join(c if c.isprintable() or c == "\n" else "�" for c in text), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bioclip-hc: interrupted", file=sys.stderr, flush=True)

@@ -45,6 +45,13 @@ def run(capsys, *words):
     return code, printed.out, printed.err
 
 
+def test_an_error_moves_no_cursor(capsys, tmp_path):
+    assert main(["shards", "inspect", str(tmp_path / "no\x1b[2Jwhere.tar")]) == 2
+    said = capsys.readouterr().err
+    assert "where.tar" in said
+    assert "\x1b" not in said
+
+
 def test_help_needs_no_torch():
     code = (
         "import sys; from bioclip_hc.cli import parser; parser().format_help(); "

@@ -282,8 +282,10 @@ def interrupted_at_a_step():
 def test_ctrl_c_is_one_line(setup, tmp_path):
     output, early = tmp_path / "run", {"BEFORE_TRAINING": "test_train:interrupted_at_a_step"}
     printed = finish(setup, output, "--data.workers", "1", "--run.save-every", "1", code=130, **early)
-    assert printed.splitlines()[-1] == "train.py: interrupted; --resume goes on from the last checkpoint"
+    assert printed.splitlines()[-1] == "train.py: interrupted; --resume goes on from step-00000002"
     assert "Traceback" not in printed
+    printed = finish(setup, tmp_path / "unsaved", "--run.save-every", "0", code=130, **early)
+    assert printed.splitlines()[-1] == "train.py: interrupted; no checkpoint was saved yet"
     finish(setup, output, "--resume", "--run.stop-after", "3")
     assert [r["step"] for r in events(output, "resume")] == [2]
 
@@ -558,7 +560,7 @@ MISTAKES = {
     "no such folder": (lambda s, t: ["--data.train", t / "nowhere"], ["nowhere", "there is no"]),
     "no shards in the folder": (lambda s, t: ["--data.train", t], ["no *.tar in this folder; build shards there"]),
     "no shards named": (lambda s, t: ["--data.train", ""], ["data.train is empty; name the shards"]),
-    "a pipe": (lambda s, t: ["--data.train", "pipe:cat x.tar"], ["only local files are read"]),
+    "a pipe": (lambda s, t: ["--data.train", "pipe:cat x.tar"], ["--allow-pipe"]),
     "no captions": (
         lambda s, t: ["--data.train", no_captions(s, t / "tars")],
         ["none of its samples has the tagged caption 'taxonTag.txt' (members found: jpg, txt)", "--data.taxonomy"],

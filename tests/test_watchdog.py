@@ -109,9 +109,7 @@ def test_an_error_of_one_process_ends_the_others_with_its_reason(setup, tmp_path
     bad = start(setup, output, *more, "--data.train", "nowhere", **place, RANK="1", LOCAL_RANK="1")
     assert bad.wait(30) == 2
     assert good.wait(30) == EXIT_ERROR
-    message = (
-        rf"train.py: process 1 \(host \S+, pid {bad.pid}\) ended by an error at step 0, starting: FileNotFound"
-    )
+    message = rf"process 1 \(host \S+, pid {bad.pid}\) ended by an error at step 0, bringing shards: FileNotFound"
     assert re.search(message, good.printed)
     assert "nowhere" in good.printed
     assert not re.search(message, bad.printed)  # which has said so in its own words

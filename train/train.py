@@ -75,9 +75,17 @@ def main(arguments: list[str]) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        advice = "" if dry else "; --resume goes on from the last checkpoint"
-        print(f"train.py: interrupted{advice}", file=sys.stderr)
+        print(f"train.py: interrupted{'' if dry else resumable(words)}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def resumable(words: list[str]) -> str:
+    """What an interrupted run has saved; "" while its configuration cannot be told."""
+    try:
+        saved = checkpoint.complete(Path(read_config(words[0], words[1:]).run.output) / "checkpoints")
+    except (ValueError, OSError):
+        return ""
+    return f"; --resume goes on from {saved[-1].name}" if saved else "; no checkpoint was saved yet"
 
 
 def train(config: Config, resume: bool, through: Callable[[Training], int], allow_pipe: bool = False) -> int:
