@@ -179,6 +179,11 @@ def test_shards_that_changed_meanwhile_are_told(tmp_path):
         ((*MERULA[:3], "", "", "Turdus", "merula"), "Turdus merula"),  # less known of it
         ((*MERULA[:6], "merula azorensis"), "Turdus merula"),
         ((*MERULA[:6], "× fuliginosa alba"), "Turdus × fuliginosa"),
+        ((*MERULA[:6], "Turdus merula"), "Turdus merula"),  # the genus again
+        ((*MERULA[:6], "Turdus merula azorensis"), "Turdus merula"),
+        ((*MERULA[:6], "cf. merula"), "Turdus cf. merula"),
+        ((*MERULA[:6], "Turdus sp. A"), "Turdus sp. A"),
+        ((*MERULA[:6], "gu\u0308ntheri"), "Turdus g\u00fcntheri"),
         (("Animalia", "", "", "", "Turdidae", "", "merula"), "Animalia > Turdidae > merula"),
         (FAGALES, ""),
     ],
@@ -196,6 +201,18 @@ def test_a_listed_species_takes_its_subspecies_with_it(tmp_path):
     chosen = listed_species(["# blackbird", "", " Turdus  merula  # Amsel", "Turdus merula azorensis"], known)
     assert chosen == ["Turdus merula"]
     assert by_species(shards, chosen).tolist() == [False, False, True, True]
+
+
+def test_both_spellings_of_a_letter_are_held_out_together(tmp_path):
+    composed, apart = (*MERULA[:5], "B\u00e9nus", "g\u00fcntheri"), (*MERULA[:5], "Be\u0301nus", "gu\u0308ntheri")
+    sister = (*MERULA[:5], "Be\u0301nus", "alba")
+    samples = [Sample(f"{i}", JPEG, lineage) for i, lineage in enumerate((composed, apart, sister))]
+    shards = ShardSet(write_shards(samples, tmp_path))
+    known = species_of(shards)
+    chosen = listed_species(["Be\u0301nus gu\u0308ntheri"], known)
+    assert by_species(shards, chosen).tolist() == [False, False, True]
+    known = {name: composed if name in chosen else sister for name in known}
+    assert kept_ranks(known, chosen) == {"genus": 1}
 
 
 LINEAGE = st.tuples(

@@ -1,5 +1,7 @@
 """What is written of a taxon, and its tokens."""
 
+import unicodedata
+
 import numpy as np
 import open_clip
 import pytest
@@ -39,6 +41,19 @@ def test_a_name_alone_and_a_species_with_its_genus(tree, robin):
     assert form.text(tree, robin[5]) == "Turdus"
     assert form.text(tree, robin[6]) == "Turdus migratorius"
     assert form.text(tree, tree.encode(NO_GENUS)[6]) == "dubius"  # not "Turdidae dubius"
+
+
+@pytest.mark.parametrize("genus", ["Turdus", "Bénus"])
+def test_a_genus_that_the_species_repeats_is_written_once(genus):
+    apart = unicodedata.normalize("NFD", genus)
+    tree = Taxonomy.from_lineages([(*ROBIN[:5], genus, f"{apart} merula"), (*ROBIN[:5], genus, "turdus turdus")])
+    texts = {TextForm("{}").text(tree, t) for t in tree.at_rank(6)}
+    path = " ".join(filter(None, ROBIN[:5]))
+    assert texts == {f"{path} {genus} merula", f"{path} {genus} turdus turdus"}
+    assert {TextForm("{}", "name").text(tree, t) for t in tree.at_rank(6)} == {
+        f"{genus} merula",
+        f"{genus} turdus turdus",
+    }
 
 
 def test_braces_in_a_name_are_letters():

@@ -71,7 +71,7 @@ class NameTable:
                 _add(self._by_name, name, t)
             elif parent >= 0 and taxonomy.rank[parent] == SPECIES - 1:  # an epithet alone is no name
                 genus = normal(taxonomy.name(parent))
-                _add(self._by_name, name if name.startswith(f"{genus} ") else f"{genus} {name}", t)
+                _add(self._by_name, f"{genus} {epithet(genus, name)}", t)
         for t, name in enumerate(taxonomy.extra.get("common_name", ())):
             if name.strip():
                 _add(self._by_common, normal(name).casefold(), t)
@@ -229,6 +229,14 @@ def normal(name: str) -> str:
     """A name as names are compared: NFC, single spaces."""
     name = " ".join(name.split())
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def epithet(genus: str, species: str) -> str:
+    """What a species is called after its genus, in its own letters: some tables repeat the genus before it."""
+    words, count = species.split(), len(genus.split())
+    if 0 < count < len(words) and normal(" ".join(words[:count])) == normal(genus):
+        return " ".join(words[count:])
+    return species
 
 
 def _add(table: dict[str, tuple[int, ...]], name: str, taxon: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.members import Member, group, scan
+from bioclip_hc.data.names import epithet, normal
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS
 from bioclip_hc.data.seal import seal
@@ -26,6 +27,7 @@ from bioclip_hc.taxonomy import RANKS, Lineage
 PARTS = ("train", "heldout")
 COPIED = (*IMAGE_EXTENSIONS, "txt", "json")  # endings of members that are copied; others could be code
 HYBRID = ("×", "x", "X")
+OPEN = ("sp.", "spp.", "cf.", "aff.", "nr.", "sp", "spp", "cf", "aff", "nr")  # no species is named by these alone
 
 
 # -- which samples
@@ -53,15 +55,19 @@ def by_species(shards: ShardSet, species: Iterable[str]) -> np.ndarray:
 def species_name(lineage: Lineage) -> str:
     """Genus and epithet, the same for a subspecies and whatever is known of the higher ranks; "" above species.
 
-    Without a genus an epithet says nothing, so the whole lineage is the name.
+    Without a genus an epithet says nothing, so the whole lineage is the name. What is but likened to a species, or
+    has a number for a name (Turdus cf. merula, Turdus sp. A), keeps all of it. Names are in NFC.
     """
+    lineage = tuple(map(normal, lineage))
     *_, genus, species = lineage
     if not species:
         return ""
     if not genus:
         return " > ".join(filter(None, lineage))
-    words = species.split(" ")
-    return " ".join([genus, *words[: 2 if words[0] in HYBRID else 1]])
+    words = epithet(genus, species).split(" ")
+    if words[0] not in OPEN:
+        words = words[: 2 if words[0] in HYBRID else 1]
+    return " ".join([genus, *words])
 
 
 def species_of(shards: ShardSet) -> dict[str, Lineage]:
@@ -79,7 +85,7 @@ def listed_species(names: Iterable[str], known: Mapping[str, Lineage]) -> list[s
     Raises:
         ValueError: names that the shards do not have.
     """
-    wanted = [line for name in names if (line := " ".join(name.partition("#")[0].split()))]
+    wanted = [line for name in names if (line := normal(name.partition("#")[0]))]
     found = []
     for name in wanted:
         genus, _, species = name.partition(" ")
@@ -134,7 +140,7 @@ def kept_ranks(known: Mapping[str, Lineage], held_out: Iterable[str]) -> Counter
 
 def _clades(lineage: Lineage) -> list[tuple[int, str, str]]:
     """The known taxa above a species, with the kingdom to tell homonyms apart: ranks between are often missing."""
-    return [(r, lineage[0], name) for r, name in enumerate(lineage[:-1]) if name]
+    return [(r, normal(lineage[0]), normal(name)) for r, name in enumerate(lineage[:-1]) if name]
 
 
 def _is_last(clades: list[tuple[int, str, str]], left: Counter, needed: set) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bioclip_hc.data.names import epithet
 from bioclip_hc.packing import PackedTexts, pack_rows
 from bioclip_hc.taxonomy import Taxonomy, rank_index
 
@@ -45,9 +46,11 @@ class TextForm:
     def text(self, taxonomy: Taxonomy, taxon: int) -> str:
         """The text of one taxon."""
         path = taxonomy.path(taxon)
+        binomial = bool((taxonomy.lineages[taxon, rank_index("genus") :] >= 0).all())
+        if binomial:
+            path = (*path[:-1], epithet(*path[-2:]))
         if self.form == "name":
-            genus_and_species = taxonomy.lineages[taxon, rank_index("genus") :]
-            path = path[-2:] if (genus_and_species >= 0).all() else path[-1:]
+            path = path[-2:] if binomial else path[-1:]
         return self.template.replace("{}", self.separator.join(path))
 
     def to_dict(self) -> dict[str, Any]:
