@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import time
 import unicodedata
 from collections import Counter
 
@@ -45,6 +46,16 @@ def taxonomy() -> Taxonomy:
 @pytest.fixture(scope="module")
 def table(taxonomy) -> NameTable:
     return NameTable(taxonomy)
+
+
+def test_many_taxa_of_one_name_take_no_longer_than_others():
+    rows = [("Animalia", "P", "C", "O", f"F{i}", "unknown", "") for i in range(20_000)]
+    many = Taxonomy.from_lineages(rows)
+    start = time.process_time()
+    found = NameTable(many).find(["unknown"])
+    assert time.process_time() - start < 2
+    assert found.how == "ambiguous"
+    assert found.reason.endswith("and 19997 more")
 
 
 def look_up(table: NameTable, text: str, scientific: bool = False) -> tuple[str, ...]:

@@ -136,6 +136,14 @@ def test_a_plan_is_random_access_in_any_order_of_steps():
     assert forward == backward[::-1]
 
 
+def test_a_plan_is_not_changed_by_who_reads_it():
+    plan = BatchPlan(20, 6, seed=3)
+    with pytest.raises(ValueError, match="read-only"):
+        plan.indices(0)[0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        plan.local_indices(0, 0, 2)[:] = 5
+
+
 def test_batches_that_do_not_divide_are_refused_with_the_nearest_that_do():
     with pytest.raises(ValueError, match=r"10 does not divide among 4 processes; the nearest that do are 8 and 12"):
         local_slice(10, 0, 4)

@@ -132,7 +132,7 @@ class TrainingBatches(Dataset):
         share = slice(None)
         if not self.own_texts:
             share = slice(*share_of_texts(len(text_rank), self.world_rank, self.world_size))
-        indices, image_taxa = everyone[local], taxa[local].copy()
+        indices, image_taxa = everyone[local].copy(), taxa[local].copy()
         images, bad = self._images(indices, step)
         for row, _ in bad:
             image_taxa[row] = -1

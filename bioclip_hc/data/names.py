@@ -59,9 +59,9 @@ class NameTable:
 
     def __init__(self, taxonomy: Taxonomy, synonyms: PathLike | None = None) -> None:
         self.taxonomy = taxonomy
-        self._by_path: dict[str, tuple[int, ...]] = {}
-        self._by_name: dict[str, tuple[int, ...]] = {}
-        self._by_common: dict[str, tuple[int, ...]] = {}
+        self._by_path: dict[str, list[int]] = {}
+        self._by_name: dict[str, list[int]] = {}
+        self._by_common: dict[str, list[int]] = {}
         path: list[str] = []
         for t, (rank, parent) in enumerate(zip(taxonomy.rank.tolist(), taxonomy.parent.tolist(), strict=True)):
             name = normal(taxonomy.name(t))
@@ -239,5 +239,5 @@ def epithet(genus: str, species: str) -> str:
     return species
 
 
-def _add(table: dict[str, tuple[int, ...]], name: str, taxon: int) -> None:
-    table[name] = (*table.get(name, ()), taxon)
+def _add(table: dict[str, list[int]], name: str, taxon: int) -> None:
+    table.setdefault(name, []).append(taxon)

@@ -103,12 +103,13 @@ class BatchPlan:
         return epochs * min(self.n, self.steps_per_epoch * self.global_batch) + position * self.global_batch
 
     def indices(self, step: int) -> np.ndarray:
-        """(B,) int64 global sample indices of an absolute step; EMPTY places stand last."""
+        """(B,) int64 global sample indices of an absolute step, read-only; EMPTY places stand last."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._cached_epoch:
             empty = max(0, self.steps_per_epoch * self.global_batch - self.n)
             order = epoch_order(self.n, self.seed, epoch)
             self._order, self._cached_epoch = np.pad(order, (0, empty), constant_values=EMPTY), epoch
+            self._order.flags.writeable = False  # what is given out are views of it
         return self._order[position * self.global_batch : (position + 1) * self.global_batch]
 
     def local_indices(self, step: int, world_rank: int, world_size: int) -> np.ndarray:
