@@ -143,6 +143,13 @@ def test_the_smallest_pictures_can_be_cut(size):
     assert build_transform(PREPROCESS)(photograph(*size, "PNG"), 0).shape == (3, 32, 32)
 
 
+def on_grid(box, by):
+    """The box whose edges are the nearest multiples."""
+    top, left, height, width = box
+    edges = [(edge + by // 2) // by * by for edge in (top, left, top + height, left + width)]
+    return edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1]
+
+
 def test_a_large_photograph_is_decoded_small(monkeypatch):
     asked, pixels = [], Photograph.pixels
     monkeypatch.setattr(Photograph, "pixels", lambda self, by: asked.append(by) or pixels(self, by))
@@ -155,7 +162,7 @@ def test_a_large_photograph_is_decoded_small(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(RandomCrop, "_reduction", lambda *_: 1)
             (by,) = expected
-            patch.setattr(preprocess, "random_box", lambda *a, by=by: [x // by * by for x in random_box(*a)])
+            patch.setattr(preprocess, "random_box", lambda *a, by=by: on_grid(random_box(*a), by))
             whole = [transform(data, seed) for seed in range(4)]
         assert set(asked) == {1}
         asked.clear()
@@ -164,6 +171,48 @@ def test_a_large_photograph_is_decoded_small(monkeypatch):
     data = photograph(640, 640, "PNG")
     transform(data, 0)
     assert asked == [1]
+
+
+@pytest.mark.parametrize("size", [(643, 645), (651, 659), (1001, 767)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_edges_of_a_crop_lie_on_the_nearest_lines_of_the_coarser_grid(size, orientation, monkeypatch):
+    """Where a decoder gives every pixel its own place, in eighths, no edge is more than half a pixel away."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photograph(*size, exif=exif.tobytes())
+    transform = build_transform(PREPROCESS, {"scale": (0.3, 1.0)})
+    seen = []
+    places = np.stack([*np.mgrid[:400, :400], np.zeros((400, 400), int)], 2)
+
+    def resize(pixels, *_, **__):
+        seen.append(pixels)
+        return torch.zeros(1, *transform.shape)
+
+    asked = []
+    monkeypatch.setattr(Photograph, "pixels", lambda self, by: asked.append(by) or places)
+    monkeypatch.setattr(preprocess, "interpolate", resize)
+    upright = Photograph(data).size
+    for seed in range(20):
+        transform(data, seed)
+        top, left, height, width = random_box(*upright, (0.3, 1.0), (3 / 4, 4 / 3), seed)
+        by, found = asked[-1], seen[-1][0]
+        for axis, (start, extent) in enumerate(((top, height), (left, width))):
+            edges = found[axis].min() * by, (found[axis].max() + 1) * by
+            assert abs(edges[0] - start) <= by / 2
+            assert abs(edges[1] - start - extent) <= by / 2
+    assert set(asked) >= {4, 8}
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_crop_of_a_photograph_decoded_small_is_near_that_of_the_whole(orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photograph(331, 347, exif=exif.tobytes())
+    transform = build_transform(PREPROCESS)
+    small = torch.stack([transform(data, seed) for seed in range(8)]).float()
+    monkeypatch.setattr(RandomCrop, "_reduction", lambda *_: 1)
+    whole = torch.stack([transform(data, seed) for seed in range(8)]).float()
+    assert 0 < (small - whole).abs().mean() < 3  # of 255
 
 
 def test_a_damaged_photograph_is_refused():

@@ -143,8 +143,12 @@ class RandomCrop(TrainingTransform):
         photograph = Photograph(data)
         box = random_box(*photograph.size, self.scale, self.ratio, seed)
         by = self._reduction(*box[2:]) if photograph.scalable else 1
-        top, left, height, width = (x // by for x in box)
-        pixels = torch.from_numpy(photograph.pixels(by))[top : top + height, left : left + width]
+        top, left, height, width = box
+        rows, columns = (  # each edge on the nearest line of the coarser grid
+            slice(*((edge + by // 2) // by for edge in edges))
+            for edges in ((top, top + height), (left, left + width))
+        )
+        pixels = torch.from_numpy(photograph.pixels(by))[rows, columns]
         return interpolate(pixels.permute(2, 0, 1)[None], self.shape[1:], mode=self.mode, antialias=True)[0]
 
     def _reduction(self, height: int, width: int) -> int:
