@@ -121,6 +121,11 @@ def test_crops_are_distributed_as_torchvision_draws_them(height, width, scale, r
     assert middles[0] == pytest.approx(middles[1], abs=110)
 
 
+def test_a_crop_can_lie_at_every_place():
+    found = {random_box(4, 4, (9 / 16, 9 / 16), (1, 1), seed) for seed in range(60)}
+    assert found == {(top, left, 3, 3) for top in (0, 1) for left in (0, 1)}
+
+
 @pytest.mark.parametrize("size", [(60, 80), (33, 33), (20, 25), (200, 90)])
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG"])
 def test_pixels_are_pillows_but_for_rounding(size, fmt):
