@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from bioclip_hc.data.survey import Survey
     from bioclip_hc.data.verify import Verdict
 
+EXIT_CODES = (
+    "Exit code: 0 done, nothing wrong; 1 done, something was left out or found; 2 a mistake to mend, in one line."
+)
+
 
 def add_actions(p: argparse.ArgumentParser) -> None:
     """Give the parser of `bioclip-hc shards` its actions."""
@@ -125,7 +129,7 @@ def _count_table(rows: Iterable[tuple[int, str, str]]) -> str:
     """Lines of a count, a reason and the first case, the most frequent first."""
     lines = sorted(rows, key=lambda row: -row[0])
     return "\n".join(
-        f"{count:>10}  {_one_line(reason)}   (first: {_one_line(first)})" for count, reason, first in lines
+        f"{count:>10}  {_one_line(reason)}   (first: {_one_line(first, 500)})" for count, reason, first in lines
     )
 
 
@@ -149,6 +153,7 @@ def _add_build(actions: Any) -> None:
         help="pack labelled photographs into shards",
         description="Pack labelled photographs into shards, with an index for each and SHA256SUMS. Pictures that "
         "do not decode are left out and told. Shards appear when all are written: a build that dies leaves none.",
+        epilog=EXIT_CODES,
     )
     p.set_defaults(command=_build)
     p.add_argument("output", metavar="OUTPUT", help="folder for the shards, in which there are none yet")
@@ -252,6 +257,7 @@ def _add_split(actions: Any) -> None:
         description="Part shards into training and held-out ones: some photographs of every taxon (--by "
         "individual), or whole species (--by species), drawn so that as many as can be keep their genus in "
         "training, else their family, and so on. Pictures and texts keep their bytes.",
+        epilog=EXIT_CODES,
     )
     p.set_defaults(command=_split)
     _data_options(p)
@@ -302,8 +308,8 @@ def _split(options: argparse.Namespace) -> int:
     for part in split.PARTS:
         lineages = len(np.unique(shards.lineage_index[train if part == "train" else ~train]))
         print(
-            f"{output / part}: {outcome.samples[part]} samples of {lineages} lineages, "
-            f"{len(outcome.shards[part])} shard files"
+            f"{_one_line(str(output / part))}: {_counted(outcome.samples[part], 'sample')} of "
+            f"{_counted(lineages, 'lineage')}, {_counted(len(outcome.shards[part]), 'shard file')}"
         )
     if told:
         (output / "heldout-species.txt").write_text("".join(f"{name}\n" for name in sorted(held_out)), "utf-8")
@@ -340,7 +346,9 @@ def _add_index(actions: Any) -> None:
         "index",
         help="make or renew what lies beside shards: an index for each, SHA256SUMS for each folder",
         description="Make or renew the index of each shard and the SHA256SUMS of its folder. A shard that differs "
-        "from its checksum keeps the old one, and the exit code is 1, unless --accept is given.",
+        "from its checksum keeps the old one, and the exit code is 1, unless --accept is given; "
+        "a damaged tar is told.",
+        epilog=EXIT_CODES,
     )
     p.set_defaults(command=_index)
     _data_options(p)
@@ -362,14 +370,14 @@ def _index(options: argparse.Namespace) -> int:
 
         for change in seal(paths, _processes(options), check=options.check, accept=options.accept, on_shard=step):
             mended += change.mended
-            left += not change.mended
+            left += not (change.mended or change.noted)
             note = ": mended" if change.mended else ""
             print(f"{_one_line(str(change.path))} {_one_line(change.what)}{note}")
     rest = f", {left} left as they are" if left else ""
     print(
-        f"{len(paths)} shards; {mended} things mended{rest}"
+        f"{_counted(len(paths), 'shard')}; {_counted(mended, 'thing')} mended{rest}"
         if mended or left
-        else f"{len(paths)} shards, nothing stale"
+        else f"{_counted(len(paths), 'shard')}, nothing stale"
     )
     return 1 if left else 0
 
@@ -382,7 +390,8 @@ def _add_verify(actions: Any) -> None:
         "verify",
         help="read shards whole and report what is wrong with them",
         description="Check checksums, tars, indexes, captions and keys, and decode every picture as training does. "
-        "Writes nothing beside the shards. Exit code: 0 nothing found, 1 something found, 2 a mistake to mend.",
+        "Writes nothing beside the shards.",
+        epilog=EXIT_CODES,
     )
     p.set_defaults(command=_verify)
     _data_options(p)
@@ -412,20 +421,28 @@ def _verify(options: argparse.Namespace) -> int:
             line(so_far.shards * behind, f", {so_far.decoded} pictures, {rate:.0f} a second")
 
         verdict = verify(paths, _processes(options), names, write, show)
-    print(f"{verdict.shards} shards, {verdict.samples} samples, {verdict.decoded} pictures decode")
+    print(
+        f"{_counted(verdict.shards, 'shard')}, {_counted(verdict.samples, 'sample')}, "
+        f"{_counted(verdict.decoded, 'picture')} decode"
+    )
     for note in _notes(verdict):
         print(f"  note: {_one_line(note, 500)}")
     if not verdict.findings:
         print("nothing wrong")
         return 0
-    print(f"{sum(count for count, _ in verdict.findings.values())} findings:")
+    print(f"{_counted(sum(count for count, _ in verdict.findings.values()), 'finding')}:")
     print(
         _count_table(
-            (count, f"{kind}: {cause}", f"{first.shard} {first.key}".strip())
+            (count, f"{kind}: {cause}", f"{first.shard} {first.key}".strip() + _in_full(cause, first.reason))
             for (kind, cause), (count, first) in verdict.findings.items()
         )
     )
     return 1
+
+
+def _in_full(cause: str, reason: str) -> str:
+    """A reason, where its cause does not say all of it."""
+    return "" if cause == reason else f": {reason}"
 
 
 def _notes(verdict: Verdict) -> Iterable[str]:
@@ -434,11 +451,18 @@ def _notes(verdict: Verdict) -> Iterable[str]:
     from bioclip_hc.taxonomy import Taxonomy
 
     if verdict.unsigned:
-        yield f"{len(verdict.unsigned)} folders have no SHA256SUMS: no bytes were compared; `shards index` makes it"
+        folders = _counted(len(verdict.unsigned), "folder")
+        yield f"{folders} without SHA256SUMS: no bytes were compared; `shards index` makes it"
     if verdict.not_looked_up:
-        yield f"{verdict.not_looked_up} samples have flat captions only, which --taxonomy looks up"
+        samples = _counted(verdict.not_looked_up, "sample")
+        yield (
+            f"{samples} with flat captions only: their names were NOT looked up; "
+            "give --taxonomy TABLE to check them; "
+            "training on them needs --data.taxonomy"
+        )
     if verdict.stale:
-        yield f"{verdict.stale} shards have no index that fits; the first reader makes it, or `shards index`"
+        shards = _counted(verdict.stale, "shard")
+        yield f"{shards} without an index that fits; the first reader makes it, or `shards index`"
     found = ambiguities(Taxonomy.from_lineages(verdict.lineages))
     for kind in dict.fromkeys(ambiguity.kind for ambiguity in found):
         of_kind = [ambiguity for ambiguity in found if ambiguity.kind == kind]
@@ -454,6 +478,7 @@ def _add_inspect(actions: Any) -> None:
         help="say what is in shards, in figures and sample pictures",
         description="Say what is in shards: taxa and samples per rank, ambiguous names, repeated keys, lengths of "
         "texts, sizes of pictures, the long tail; with --output, as an HTML page with sample pictures.",
+        epilog=EXIT_CODES,
     )
     p.set_defaults(command=_inspect)
     _data_options(p)
@@ -495,7 +520,7 @@ def _inspect(options: argparse.Namespace) -> int:
         html = page(found, thumbnails(shards, found.headers, options.pictures), title, remarks)
         Path(options.output).write_text(html, encoding="utf-8")
         print(f"page: {options.output}", file=sys.stderr if options.json else sys.stdout)
-    return 0
+    return 1 if found.unusable or found.headers.unread else 0
 
 
 def _figures(found: Survey, remarks: list[str]) -> Iterator[str]:

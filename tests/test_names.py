@@ -255,7 +255,7 @@ def test_a_resolution_counts_samples_and_keeps_a_few_reasons():
         resolution.count(Found(-1, "ambiguous", f"name {i}"), 2)
     assert (resolution.resolved["name"], resolution.unresolved, resolution.flat) == (5, {"ambiguous": 18}, 23)
     assert resolution.lines() == [
-        "taxa of 7 samples: 2 tagged, 5 by name",
+        "taxa of 7 samples: 2 by their tagged captions, 5 by name",
         "18 samples left out, ambiguous: name 0; name 1; name 2",
     ]
 

@@ -118,3 +118,29 @@ def test_a_line_that_is_no_checksum_is_named(tmp_path, line):
     (tmp_path / SUMS).write_text(f"{'0' * 64}  a.tar\n{line}\n")
     with pytest.raises(ValueError, match=f"{SUMS}, line 2: not a SHA-256"):
         read_sums(tmp_path)
+
+
+def test_a_damaged_tar_is_told_every_time_and_unusable_samples_are_noted(tmp_path):
+    empty = tmp_path / "empty.tar"
+    empty.write_bytes(b"")
+    lacking = write_tar(tmp_path / "lacking.tar", robin("a") | {"b.taxonTag.txt": b"a photo of"})
+    told([empty, lacking])
+    damage, note = sorted(seal([empty, lacking]))
+    assert (damage.path, damage.mended, damage.noted) == (empty, False, False)
+    assert damage.what.startswith("is damaged in 1 places; the first: ")
+    assert (note.path, note.noted) == (lacking, True)
+    assert note.what.startswith("holds 1 unusable samples; the first: b: ")
+
+
+def test_nothing_is_called_mended_that_was_not_written(shards, tmp_path):
+    (tmp_path / SUMS).mkdir()
+    changes = seal(shards)
+    assert [next(changes).what for _ in shards] == ["had no index that fits it"] * 3
+    with pytest.raises(OSError, match=f"{SUMS} cannot be written .*make the folder writable"):
+        next(changes)
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "a.tar").symlink_to("nowhere.tar")
+    with pytest.raises(FileNotFoundError, match=r"a\.tar is a link to nowhere\.tar, which is not there; mend it"):
+        told([tmp_path / "a.tar"])

@@ -187,7 +187,7 @@ def test_verify(run, copy):
     code, out, _ = run("verify", copy)
     assert code == 0
     assert "24 samples, 24 pictures decode" in out
-    assert "1 folders have no SHA256SUMS" in out
+    assert "1 folder without SHA256SUMS" in out
     assert out.endswith("nothing wrong\n")
     run("index", copy)
     shard, key = damage(copy)
@@ -211,7 +211,7 @@ def test_verify_looks_flat_captions_up(run, tmp_path):
         csv.writer(file).writerows([RANKS, *LINEAGES])
     (tmp_path / "more.csv").write_text("synonym,accepted\nNemo nemo,Corvus corax\n")
     code, out, _ = run("verify", tmp_path / "flat.tar")
-    assert (code, "2 samples have flat captions only" in out) == (0, True)
+    assert (code, "2 samples with flat captions only" in out) == (0, True)
     code, out, _ = run("verify", tmp_path / "flat.tar", "--taxonomy", tmp_path / "taxa.csv")
     assert (code, "name '...' is not in the taxonomy" in out) == (1, True)
     both = ("--taxonomy", tmp_path / "taxa.csv", "--synonyms", tmp_path / "more.csv")

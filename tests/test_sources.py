@@ -56,3 +56,20 @@ def test_missing_shards_are_named(tmp_path, spec, error, message):
         spec = spec.format(folder=tmp_path)
     with pytest.raises(error, match=message):
         expand_shards(spec)
+
+
+def test_a_folder_named_like_a_shard_is_refused_however_it_is_named(tmp_path):
+    (tmp_path / "x.tar").mkdir()
+    inner = write_tar(tmp_path / "x.tar" / "inner.tar", robin("a"))
+    for spec in (tmp_path, tmp_path / "x.tar", f"{tmp_path}/*.tar"):
+        with pytest.raises(ValueError, match=r"x\.tar is not a file but a folder"):
+            expand_shards(spec)
+    assert expand_shards(inner) == [inner]
+
+
+def test_a_second_name_of_a_shard_is_told(tmp_path):
+    a = write_tar(tmp_path / "a.tar", robin("a"))
+    (tmp_path / "b.tar").symlink_to(a)
+    told = []
+    assert expand_shards([tmp_path, a], say=told.append) == [a]
+    assert told == [f"{tmp_path / 'b.tar'} is the same file as {a}: read once, under that name"]

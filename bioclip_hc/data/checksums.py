@@ -60,5 +60,7 @@ def write_sums(folder: Path, sums: dict[str, str]) -> None:
     try:
         aside.write_bytes(os.fsencode("".join(lines)))
         os.replace(aside, folder / SUMS)
+    except OSError as error:
+        raise OSError(f"{folder / SUMS} cannot be written ({error.strerror}); make the folder writable") from None
     finally:
         aside.unlink(missing_ok=True)

@@ -144,8 +144,13 @@ def _stamp(path: Path) -> dict[str, int]:
 
     Raises:
         ValueError: it is a folder, or a pipe that would be waited for.
+        FileNotFoundError: it is not there, or a link to nothing.
     """
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        what = f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "not there"
+        raise FileNotFoundError(f"{path} is {what}; mend it, or leave it out of the shards") from None
     if not path.is_file():
         raise ValueError(f"{path} is not a file; remove it from the shards, or rename it")
     return {"version": INDEX_VERSION, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}

@@ -222,7 +222,7 @@ class Resolution:
         return "\n".join(self.lines())
 
 
-_BY = {"tagged": "tagged"}
+_BY = {"tagged": "by their tagged captions"}
 
 
 def normal(name: str) -> str:

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bioclip_hc.data.checksums import SUMS, read_sums, sha256_of, write_sums
-from bioclip_hc.data.index import kept_index, shard_index
+from bioclip_hc.data.index import ShardIndex, kept_index, shard_index
 from bioclip_hc.data.parallel import in_order
 
 
 class Change(NamedTuple):
-    """Something beside a shard that was not as it should be."""
+    """Something of a shard, or beside it, that was not as it should be.
+
+    Attributes:
+        mended: it is as it should be now.
+        noted: samples that the shard lacks, which is worth knowing, but nothing to be mended here.
+    """
 
     path: Path
     what: str
     mended: bool
+    noted: bool = False
 
 
 class _State(NamedTuple):
@@ -25,6 +31,8 @@ class _State(NamedTuple):
     sha256: str
     stale: str  # what was the matter with its index, and is no more; "" if nothing was
     problem: str  # why it cannot be indexed
+    damage: str = ""  # of the tar itself, by its index
+    unusable: str = ""  # samples, by its index
 
 
 def seal(
@@ -45,7 +53,8 @@ def seal(
         on_shard: called after each shard.
 
     Yields:
-        What was stale, missing or wrong; nothing where all is as it should be.
+        What was stale, missing or wrong, in the shards too, as far as indexes tell; nothing where all is as it
+        should be.
 
     Raises:
         ValueError: a SHA256SUMS that cannot be read.
@@ -59,12 +68,17 @@ def seal(
             yield Change(state.path, state.problem, False)
         elif state.stale:
             yield Change(state.path, state.stale, not check)
+        if state.damage:
+            yield Change(state.path, state.damage, False)
+        if state.unusable:
+            yield Change(state.path, state.unusable, False, noted=True)
         on_shard()
     for folder, known in folders.items():
         sums = dict(known or {})
-        yield from _renewed(folder, sums, found[folder], check, accept)
+        changes = list(_renewed(folder, sums, found[folder], check, accept))
         if sums != known and not check:
             write_sums(folder, sums)
+        yield from changes  # not before: what is called mended is written
 
 
 def _renewed(
@@ -91,15 +105,25 @@ def missing_shards(folder: Path, sums: Iterable[str]) -> list[str]:
 
 
 def _examine(path: Path, check: bool) -> _State:
-    kept = kept_index(path)
-    problem = "" if kept is not None else "had no index that fits it"
+    index = kept_index(path)
+    stale = "" if index is not None else "had no index that fits it"
     digest = sha256_of(path)
-    if kept is not None or check:
-        return _State(path, digest, problem, "")
-    try:
-        shard_index(path)
-    except ValueError as error:
-        return _State(path, digest, "", f"cannot be indexed: {error}")
-    if kept_index(path) is None:
-        return _State(path, digest, "", "has no index: the folder cannot be written to")
-    return _State(path, digest, problem, "")
+    if index is None and not check:
+        try:
+            index = shard_index(path)
+        except ValueError as error:
+            return _State(path, digest, "", f"cannot be indexed: {error}")
+    if stale and not check and kept_index(path) is None:
+        return _State(path, digest, "", "has no index: the folder cannot be written to", *_faults(index))
+    return _State(path, digest, stale, "", *_faults(index))
+
+
+def _faults(index: ShardIndex | None) -> tuple[str, str]:
+    """What an index tells of its shard: damage of the tar, and samples that cannot be used."""
+    bad = [] if index is None else index.bad
+    damage = [reason for key, reason in bad if not key]
+    samples = [f"{key}: {reason}" for key, reason in bad if key]
+    return (
+        f"is damaged in {len(damage)} places; the first: {damage[0]}" if damage else "",
+        f"holds {len(samples)} unusable samples; the first: {samples[0]}" if samples else "",
+    )

@@ -209,7 +209,7 @@ class ShardSet:
 
     def _open(self, shard: int) -> int:
         """A descriptor of a shard, kept unless enough are; of two threads that open at once, one keeps its own."""
-        descriptor = os.open(self.paths[shard], os.O_RDONLY)
+        descriptor = os.open(str(self.paths[shard]), os.O_RDONLY)  # errors show what they are given
         if len(self._descriptors) < MAX_OPEN_SHARDS:
             self._descriptors.setdefault(shard, descriptor)
         return descriptor

@@ -38,18 +38,33 @@ def expand_shards(
         say: takes lines of progress.
 
     Returns:
-        Each shard once, sorted by file name; those of one name as given.
+        Each shard once, all of them files or broken links, so that naming them again means the same; sorted by
+        file name, those of one name as given.
 
     Raises:
         FileNotFoundError: a named shard is missing, or a folder or glob holds none.
-        ValueError: an empty list, unbalanced braces, or an address that is not read.
+        ValueError: an empty list, unbalanced braces, a folder named like a shard, or an address that is not read.
         OSError: a remote shard cannot be had.
     """
     named = name_shards(spec, allow_pipe=allow_pipe)
     place = Cache(cache)
     with Downloads(remote(named), place, say=say) as downloads:
         downloads.wait()
-    return on_disk(named, place)
+    paths = on_disk(named, place)
+    if say is not None:
+        for path, other in _links(named, paths):
+            say(f"{path} is the same file as {other}: read once, under that name")
+    return paths
+
+
+def _links(named: Sequence[Named], paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Local shards that are other names of those in `paths`, and these."""
+    kept = {os.path.realpath(path): path for path in paths}
+    for path in named:
+        if isinstance(path, Path):
+            other = kept[os.path.realpath(path)]
+            if os.path.abspath(path) != os.path.abspath(other):
+                yield path, other
 
 
 def name_shards(spec: PathLike | Sequence[PathLike], *, allow_pipe: bool = False) -> list[Named]:
@@ -61,7 +76,11 @@ def name_shards(spec: PathLike | Sequence[PathLike], *, allow_pipe: bool = False
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     if not specs:
         raise ValueError("no shards given; name a folder, a glob, a brace range or a list of shards")
-    return [shard for each in specs for shard in _expand_one(os.fspath(each), allow_pipe)]
+    named = [shard for each in specs for shard in _expand_one(os.fspath(each), allow_pipe)]
+    for shard in named:
+        if isinstance(shard, Path) and shard.is_dir():
+            raise ValueError(f"{shard} is not a file but a folder; rename it, or move it out")
+    return named
 
 
 def remote(named: Sequence[Named]) -> list[urls.Address]:
@@ -88,7 +107,7 @@ def _expand_one(spec: str, allow_pipe: bool) -> Iterator[Named]:
         return
     if not spec:
         raise ValueError("shards '': the path is empty; name a folder, a glob, a brace range or a file")
-    if os.path.isdir(spec):
+    if os.path.isdir(spec) and not spec.rstrip("/").endswith(".tar"):
         shards = sorted(Path(spec).glob("*.tar"))
         if not shards:
             raise FileNotFoundError(f"shards {spec!r}: no *.tar in this folder; build shards there or fix the path")
