@@ -199,7 +199,7 @@ def _embed(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bioclip_hc.data.names import NameTable
     from bioclip_hc.data.shards import ShardSet
-    from bioclip_hc.data.urls import shown
+    from bioclip_hc.data.urls import shown, split_specs
     from bioclip_hc.evaluation import Report, Row, chance
     from bioclip_hc.evaluation.benchmark import evaluate
     from bioclip_hc.model import load, resolve_folder
@@ -214,7 +214,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if unresolved := shards.unresolved(taxonomy):
         print(f"bioclip-hc: {unresolved}", file=sys.stderr)
     outcome = evaluate(model, preprocess, tokenizer, shards, taxonomy)
-    name = shown(options.data)
+    name = ",".join(map(shown, split_specs(options.data)))
     rows = [Row("chance", "", name, chance(outcome.truth, taxonomy))]
     rows += [Row(folder.name, protocol, name, s) for protocol, s in outcome.scores().items()]
     report = Report(f"{options.model} on {name}", rows)

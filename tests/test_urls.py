@@ -1,5 +1,7 @@
 """Which addresses of shards are read, how they are written down, and what they are called here."""
 
+import time
+
 import pytest
 
 from bioclip_hc.data.urls import is_remote, parse, redacted, shown, split_specs
@@ -77,8 +79,58 @@ def test_secrets_are_not_shown(url):
             assert "s3cret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ann:pa s3cret@example.org/a.tar",
+        "https://ann:pa/s3cret@example.org/a.tar",
+        "https://ann:s3cret/pa@example.org/a.tar",
+        "https://ann:s3cret?pa@example.org/a.tar",
+        "https://ann:pa#s3cret@example.org/a.tar",
+        "https:/ann:s3cret@example.org/a.tar",
+        "https:ann:s3cret@example.org/a.tar",
+        "ftp://ann:pa/s3cret@example.org/a.tar",
+        "s3://ann:pa/s3cret@bucket/a.tar?x",
+    ],
+)
+def test_secrets_of_what_is_refused_are_not_shown(url):
+    assert "s3cret" not in shown(url)
+    if not url.startswith("s3:"):
+        with pytest.raises(ValueError, match=r"^shards '") as error:
+            parse(url)
+        assert "s3cret" not in str(error.value)
+        assert "'pa'" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("AWS_SECRET_ACCESS_KEY=s3cret aws s3 cp s3://b/a.tar -", "pipe:aws ..."),
+        ("A='1 2' B=\"s3cret 3\" /usr/bin/curl-7.1 s3cret", "pipe:curl-7.1 ..."),
+        ("A=$(echo s3cret) cat a.tar", "pipe:..."),
+        ("A=1;login s3cret x", "pipe:..."),
+        ("A=s3cret", "pipe:..."),
+        ("A='s3cret x", "pipe:..."),
+        ("$(s3cret)", "pipe:..."),
+        ("cat a.tar", "pipe:cat ..."),
+    ],
+)
+def test_of_a_command_the_program_is_shown(command, program):
+    assert str(parse(f"pipe:{command}", allow_pipe=True)) == shown(f"pipe:{command}") == program
+
+
+def test_what_others_say_is_cut_before_it_is_searched():
+    begun = time.process_time()
+    assert len(redacted("a" * 1_000_000)) < 2100
+    assert len(redacted("a://" * 1_000_000)) < 2100
+    assert "s3cret" not in redacted(f"{'x ' * 980} https://ann:s3cret{'t' * 99}@example.org")
+    assert time.process_time() - begun < 2
+    assert redacted("x" * 1990 + " y") == "x" * 1990 + " y"
+
+
 def test_what_is_no_secret_is_shown():
-    for url in (f"hf://datasets/a/b@{COMMIT}/c.tar", "https://example.org:8000/a@b/c.tar", "s3://bucket/a.tar"):
+    assert shown("https://example.org:8000/a@b/c.tar") == "https://...@b/c.tar"  # whether it is one cannot be said
+    for url in (f"hf://datasets/a/b@{COMMIT}/c.tar", "https://example.org:8000/a/c.tar", "s3://bucket/a.tar"):
         assert shown(url) == redacted(url) == str(parse(url)) == url
     assert shown("/data/a?b/c@d.tar") == "/data/a?b/c@d.tar"
     assert shown("https://u:p@h.org/a.tar?b=c") == "https://h.org/a.tar?..."

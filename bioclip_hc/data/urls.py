@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -11,6 +12,7 @@ FSSPEC = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "a
 """Scheme -> the package with which fsspec reads it."""
 
 ACCEPTED = f"https://, http://, hf://datasets/OWNER/NAME@COMMIT/PATH, {', '.join(f'{s}://' for s in FSSPEC)}"
+MAX_SAID = 2000  # characters of what others say
 MAX_NAME_BYTES = 150  # of 255, which leaves room for what is written beside a shard
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\ is none
@@ -22,7 +24,9 @@ _SIGNATURE = re.compile(
     "x-(amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"
     "|sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv"
 )
-_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://)(?:[^\s/]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?")
+_IN_TEXT = re.compile(  # a scheme is short and begins where no word goes on, so that the time stays linear
+    r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{1,20}://)(?:[^\s/]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,43 @@ def split_specs(text: str) -> list[str]:
 
 
 def redacted(text: str) -> str:
-    """Text in which no URL shows its user, password, query or fragment."""
+    """Text in which no URL shows its user, password, query or fragment; what is beyond 2,000 characters is cut."""
+    if len(text) > MAX_SAID:  # at a blank: of a user cut in two the first half would not be known as one
+        text = text[:MAX_SAID].rpartition(" ")[0] + " ..."
     return _IN_TEXT.sub(lambda url: url[1] + url[2] + (f"{url[3][0]}..." if url[3] else ""), text)
 
 
 def shown(spec: str) -> str:
-    """A shard's address, or a range of them, without secrets; of a command only the program."""
-    if spec.lower().startswith("pipe:"):
-        return f"pipe:{spec[5:].split()[0]} ..." if spec[5:].strip() else "pipe:"
-    return redacted(spec)
+    """A shard's address, or a range of them, without secrets; of a command only the program.
+
+    Passwords hold what should be escaped in them, too: all up to the last @ may be one.
+    """
+    scheme = _SCHEME.match(spec)
+    if scheme is None or _HUB.fullmatch(spec):
+        return redacted(spec)
+    if scheme[1].lower() == "pipe":
+        return f"pipe:{_program(spec[5:])} ...".replace(": ", ":")
+    start = scheme.end() + len(re.match("/*", spec[scheme.end() :])[0])  # type: ignore[index]
+    before, _, rest = spec[start:].rpartition("@")
+    if re.search("[?#]", before):
+        return f"{spec[:start]}..."
+    cut = "...@" if "/" in before else ""  # it may have been a folder's name
+    return spec[:start] + cut + re.sub(r"(?s)([?#]).*", r"\1...", rest)
+
+
+def _program(command: str) -> str:
+    """The name of what a command starts, "" where that is not plain to see."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    for word in words:
+        if not re.match(r"\w+\+?=", word):
+            name = word.rpartition("/")[2]
+            return name if re.fullmatch(r"[\w.+-]+", name) else ""
+        if re.search(r"[;&|<>()$`\n]", word):  # more than a variable: what comes next may be an argument
+            return ""
+    return ""
 
 
 def parse(spec: str, *, allow_pipe: bool = False) -> Address:
@@ -143,8 +175,12 @@ def _url(scheme: str, spec: str, where: str) -> Address:
     try:
         url = urlsplit(spec)
         host, _ = url.hostname, url.port
-    except ValueError as error:
-        raise ValueError(f"{where}: not a URL: {error}") from None
+    except ValueError:  # which quotes what may be a part of a password
+        raise ValueError(
+            f"{where}: not a URL: its host or port is none; write / ? # and @ of a password as %XX"
+        ) from None
+    if re.search(r"\s", url.netloc):
+        raise ValueError(f"{where}: not a URL: a blank before its path; write it as %20")
     user, _, place = url.netloc.rpartition("@")
     if not host or (user and scheme in FSSPEC):
         raise ValueError(f"{where}: write {scheme}://{'HOST' if scheme.startswith('http') else 'BUCKET'}/PATH.tar")
