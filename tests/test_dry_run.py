@@ -42,8 +42,7 @@ def contents(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def test_it_claims_and_writes_nothing(setup, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+def test_it_claims_and_writes_nothing(setup, tmp_path):
     (tmp_path / "scratch").mkdir()
     printed = finish(setup, tmp_path / "run", "--dry-run", TMPDIR=str(tmp_path / "scratch"))
     assert f"nothing was written to {tmp_path / 'run'}" in printed
