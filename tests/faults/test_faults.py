@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from faults import damage, kills, lab, nonfinite, order, run, samples
+from faults import damage, kills, lab, nonfinite, order, run, samples, specimens
 from faults.lab import Case, Laboratory, Lane, Missed, Outcome, Skip
 
 ONE_EACH = [
@@ -143,3 +143,8 @@ def test_the_table_goes_where_the_markers_are(tmp_path, monkeypatch, marked):
     assert page.endswith("after")
     assert "old" not in page
     assert readme == "before" or "| a fault | a promise | 2 | **1** | seen |\n" in readme
+
+
+def test_every_odd_sample_is_listed():
+    page = " ".join((run.ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split())
+    assert [each.name for each in specimens.all_of_them() if " ".join(each.name.split()) not in page] == []
