@@ -233,6 +233,9 @@ def test_checksums_that_cannot_be_had_are_not_taken_for_none(server, tmp_path):
     server.does("/set/SHA256SUMS", *[lab.status(500)] * 20)
     with pytest.raises(OSError, match="whether it has a SHA256SUMS beside it: the server answers 500"):
         fetch(server.url + FIRST, folder=tmp_path)
+    server.does("/set/SHA256SUMS", *[lambda h, body: h.head(200, Content_Length="x")] * 20)
+    with pytest.raises(OSError, match="whether it has a SHA256SUMS beside it: a SHA256SUMS of 'x' bytes"):
+        fetch(server.url + FIRST, folder=tmp_path)
     server.does("/set/SHA256SUMS", lab.cuts(), lab.silent)
     server.does(FIRST, lab.corrupts)
     assert fetch(server.url + FIRST, folder=tmp_path)[0].read_bytes() == server.files[FIRST]

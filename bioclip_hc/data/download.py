@@ -49,7 +49,10 @@ def sums_beside(address: Address, limits: Limits) -> dict[str, str]:
                 size += len(piece)
     except Permanent:  # 404 and the like; what is wrong with the server itself shows at the shard
         return {}
-    if size < min(MAX_SUMS_BYTES, int(answer.headers.get("Content-Length", 0))):
+    promised = answer.headers.get("Content-Length", "0")
+    if not re.fullmatch("[0-9]{1,18}", promised):
+        raise Transient(f"a {SUMS} of {promised[:50]!r} bytes")
+    if size < min(MAX_SUMS_BYTES, int(promised)):
         raise Transient(f"{SUMS} beside it was cut off after {size} bytes")
     return _parse(b"".join(pieces))
 
