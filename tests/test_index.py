@@ -322,3 +322,20 @@ def test_a_packed_tar_is_told_as_one(tmp_path):
     path = write_tar(tmp_path / "s.tar", robin("a"))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert "it is packed by gzip, unpack it first" in build_index(path).bad[0][1]
+
+
+def test_a_byte_order_mark_is_no_letter_and_a_backslash_no_name(tmp_path):
+    members = robin("marked", **{"taxonTag.txt": b"\xef\xbb\xbf" + ROBIN_TAG.encode()}) | robin("up\\..\\out")
+    index = build_index(write_tar(tmp_path / "s.tar", members))
+    assert index.keys == ["marked"]
+    assert [reason.split(": ")[-1] for _, reason in index.bad] == ["unsafe name"]
+
+
+def test_an_index_that_reaches_past_its_shard_is_built_again(tmp_path):
+    path = write_tar(tmp_path / "s.tar", robin("a"))
+    whole = shard_index(path)
+    kept = path.with_name("s.tar.index.json")
+    saved = json.loads(kept.read_text())
+    saved["offset"] = [path.stat().st_size - 1]
+    kept.write_text(json.dumps(saved))
+    assert shard_index(path).offset == whole.offset
