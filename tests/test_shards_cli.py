@@ -281,7 +281,8 @@ def test_inspect(run, place, tmp_path):
 
 def test_ctrl_c_ends_at_once_in_one_line(place):
     script = """
-        import sys, time
+        import signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts behind itself ignores it
         from bioclip_hc.cli import main
         from bioclip_hc.data import seal
         def slow(path, check):
