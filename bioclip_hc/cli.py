@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioclip_hc import __version__, shards_cli
+from bioclip_hc.data.captions import printable
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails once more
         return 0
     except (ValueError, OSError) as error:
-        text = str(error)  # it may quote a server or a file: what a terminal would obey is not shown it
-        print("bioclip-hc:", "".join(c if c.isprintable() or c == "\n" else "�" for c in text), file=sys.stderr)
+        # it may quote a server or a file: what a terminal would obey is not shown it
+        print("bioclip-hc:", "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bioclip-hc: interrupted", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bioclip_hc.data.captions import printable
 from bioclip_hc.taxonomy import RANKS, Lineage
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def _counted(number: int, noun: str) -> str:
 
 def _one_line(text: str, width: int = 200) -> str:
     """A text of the data as a terminal may show it."""
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: width + 1])
-    return printable if len(printable) <= width else printable[: width - 1] + "…"
+    shown = printable(text[: width + 1])
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
 # -- build ------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def _clean(name: str | None) -> str:
     return " ".join(name.split())
 
 
-def _key(name: str) -> str:
+def nfc(name: str) -> str:
     """What identity is decided on: the NFC form. The original letters stay for display."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
@@ -147,7 +147,7 @@ class Taxonomy:
         self._children_order = np.argsort(parent, kind="stable")
         self._children_start = np.searchsorted(parent, np.arange(-1, self.size + 1), sorter=self._children_order)
         self._id: dict[tuple[int, int, str], int] = {
-            (p, r, _key(name)): t
+            (p, r, nfc(name)): t
             for t, (p, r, name) in enumerate(zip(parent.tolist(), rank.tolist(), names, strict=True))
         }
 
@@ -217,7 +217,7 @@ class Taxonomy:
                 for gap in gaps:
                     missing[gap] += 1
                 gaps = []
-                key = (node, r, _key(name))
+                key = (node, r, nfc(name))
                 node = nodes.setdefault(key, len(names))
                 if node == len(names):
                     names.append(name)
@@ -323,7 +323,7 @@ class Taxonomy:
         for r, name in enumerate(as_lineage(lineage)):
             if not name:
                 continue
-            found = self._id.get((node, r, _key(name)))
+            found = self._id.get((node, r, nfc(name)))
             if found is None:
                 break
             ids[r] = node = found
@@ -365,7 +365,7 @@ class Taxonomy:
         """A hash of the set of taxa (their full paths), independent of rows' order and of extra columns."""
         digest = hashlib.sha256()
         for parent, rank, name in zip(self.parent.tolist(), self.rank.tolist(), self._names, strict=True):
-            digest.update(f"{parent}\t{rank}\t{_key(name)}\n".encode())
+            digest.update(f"{parent}\t{rank}\t{nfc(name)}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -381,7 +381,7 @@ class Taxonomy:
         for t, (r, name) in enumerate(zip(self.rank.tolist(), self._names, strict=True)):
             parent = int(self.parent[t])
             genus = self._names[parent] if r == species and parent >= 0 else ""
-            seen.setdefault((r, genus, _key(name)), []).append(t)
+            seen.setdefault((r, genus, nfc(name)), []).append(t)
         return {
             " ".join(filter(None, (RANKS[r], genus, name))): [self.path(t) for t in taxa]
             for (r, genus, name), taxa in seen.items()

@@ -208,6 +208,11 @@ def common_name(text: str, lineage: Lineage) -> str:
     return "" if name in (scientific, scientific.capitalize(), " ".join(filter(None, lineage))) else name
 
 
+def printable(text: str) -> str:
+    """A text of the data with its invisible characters replaced: what turns a line or moves a cursor."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def short(text: str) -> str:
     """A text as an error quotes it."""
     return repr(text if len(text) <= 200 else text[:200] + "...")

@@ -15,7 +15,6 @@ is no rule of spelling, without regard to case. Nothing is corrected, completed 
 from __future__ import annotations
 
 import csv
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 from bioclip_hc.data.captions import SCIENTIFIC, Label, common_name, flat_names, short
 from bioclip_hc.data.sample import PathLike
-from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy, table_reader
+from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy, nfc, table_reader
 
 SHOWN = 3  # of the taxa that a name may mean, and of the examples of a reason
 SPECIES = RANKS.index("species")
@@ -227,8 +226,7 @@ _BY = {"tagged": "by their tagged captions"}
 
 def normal(name: str) -> str:
     """A name as names are compared: NFC, single spaces."""
-    name = " ".join(name.split())
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
+    return nfc(" ".join(name.split()))
 
 
 def epithet(genus: str, species: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bioclip_hc.data.captions import scientific_name
+from bioclip_hc.data.captions import printable, scientific_name
 from bioclip_hc.data.decode import DecodeError, decode_image
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.shards import ShardSet
@@ -161,8 +161,7 @@ def page(survey: Survey, pictures: Sequence[Thumbnail], title: str, remarks: Seq
 
 def _shown(text: str, width: int = 120) -> str:
     """A text of the data as HTML: what cannot be seen, or turns the direction of writing, is replaced."""
-    visible = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:width])
-    return escape(visible) + (f"… ({len(text)} characters)" if len(text) > width else "")
+    return escape(printable(text[:width])) + (f"… ({len(text)} characters)" if len(text) > width else "")
 
 
 def _name(text: str, width: int = 120) -> str:
