@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -265,6 +266,20 @@ def test_a_signal_before_the_first_step_exits_143_too(setup, dropout, whole, tmp
     finish(setup, output, *dropout, "--resume", code=143, **early)
     finish(setup, output, *dropout, "--resume")
     assert_same_run(whole, output)
+
+
+def signal_to_the_second_while_building():
+    """In a training process: the signal comes to process 1 alone, and process 0 finds it gone."""
+    if os.environ["RANK"] == "1":
+        signal_while_building()
+
+
+def test_one_process_told_to_stop_before_the_first_step_stops_all_with_143(setup, dropout, tmp_path):
+    early = {"BEFORE_TRAINING": "test_train:signal_to_the_second_while_building"}
+    first, _ = finish_together(setup, tmp_path / "run", 2, *dropout, code=143, **early)
+    assert "process 1 (host " in first
+    assert "was told to stop at step 0, starting; process 0 ends with code 143" in first
+    assert "go on with --resume" in first
 
 
 def interrupted_at_a_step():

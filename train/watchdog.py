@@ -33,7 +33,7 @@ from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.workers import IDLE, Sight
 
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the run, start it again with --resume
-EXIT_ERROR = 1  # of those who end because another ended by an error
+EXIT_ERROR = 1  # of those who end because another ended by an error; one that was told to stop hands on its own code
 
 BEAT = 2.0  # seconds between signs of life, less where run.silence is short
 CONNECT = 60.0  # seconds to reach the first process
@@ -293,16 +293,17 @@ class Watch:
         else:
             reason = f"{type(error).__name__}: {error}".strip(": \n").split("\n")[0]
             self._in_doubt = type(error) is RuntimeError or isinstance(error, CONSEQUENCES)
-            self._last_word = End(
-                f"{self._own} ended by an error {self._place}: {reason}", self._own.world_rank, EXIT_ERROR
-            )
+            code, how = EXIT_ERROR, f"ended by an error {self._place}: {reason}"
+            if isinstance(error, SystemExit) and isinstance(error.code, int):  # by a signal, before the first step
+                code, how = error.code, f"was told to stop {self._place}"
+            self._last_word = End(f"{self._own} {how}", self._own.world_rank, code)
         self._bell.send(b"!")
         self._thread.join()
         self._close()
         if error is not None and self._peers:  # what it leaves next may hang, and the launcher would wait for it
-            end = threading.Timer(WAY_OUT, os._exit, (EXIT_ERROR,))
-            end.daemon = True
-            end.start()
+            way_out = threading.Timer(WAY_OUT, os._exit, (self._last_word.code,))
+            way_out.daemon = True
+            way_out.start()
 
     # -- meeting
 
@@ -461,12 +462,12 @@ class Watch:
 
     def _say(self, end: End) -> None:
         """On stderr and in the log, past the buffers that a hanging thread of this process may have locked."""
-        advice = "; go on with --resume" if end.code == EXIT_LOST else ""
+        advice = "" if end.code == EXIT_ERROR else "; go on with --resume"
         ends = f"process {self._own.world_rank} ends with code {end.code} ({self._place}){advice}"
         with contextlib.suppress(OSError):
             os.write(2, f"\ntrain.py: {end.message}; {ends}\n".encode())
         if self.log:
-            kind = "lost" if end.code == EXIT_LOST else "error"
+            kind = {EXIT_LOST: "lost", EXIT_ERROR: "error"}.get(end.code, "stopped")
             facts = {"event": kind, "time": round(time.time(), 3), "process": end.process, "message": end.message}
             descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND)
             os.write(descriptor, json.dumps(facts, ensure_ascii=False).encode() + b"\n")
