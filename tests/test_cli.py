@@ -16,8 +16,9 @@ import torch
 from shards_by_hand import write_tar
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
-from bioclip_hc.cli import SELF_CHECK_TOLERANCE, _verdict, main
+from bioclip_hc.cli import main
 from bioclip_hc.data import decode
+from bioclip_hc.doctor import SELF_CHECK_TOLERANCE, _verdict
 from bioclip_hc.kernels import backends, panel
 from bioclip_hc.kernels.backends import BACKENDS, choose_backend, why_not
 from bioclip_hc.model import create_model
@@ -98,11 +99,11 @@ def test_evaluate_writes_a_report(capsys, place, tmp_path):
     assert "coarse-to-fine" in out
     assert "top-down" in out
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
-    fine, down = (row["score"] for row in rows if row["protocol"])
+    fine, down, path = (row["score"] for row in rows if row["protocol"])
     assert all(top >= one for top, one in zip(fine["top_k"], fine["accuracy"], strict=True))
     assert (fine["k"], down["k"], down["top_k"]) == (5, 1, None)
     assert -1 <= fine["root_order"] == down["root_order"] <= 1
-    for score in (fine, down):
+    for score in (fine, down, path):
         low, high = score["intervals"]["measures"]["average"]
         assert low <= score["average"] <= high
         assert [sum(bins) for bins in score["calibration"]["count"]] == score["known"]
@@ -201,7 +202,7 @@ def test_doctor_finds_a_fault_of_the_tiled_backend(monkeypatch, verdict):
 
 def test_doctor_ends_with_2_when_a_backend_disagrees(capsys, monkeypatch):
     verdicts = {"tiled": ("live, but WRONG", False)}
-    monkeypatch.setattr("bioclip_hc.cli._verdict", lambda backend, device: verdicts.get(backend, ("live", True)))
+    monkeypatch.setattr("bioclip_hc.doctor._verdict", lambda backend, device: verdicts.get(backend, ("live", True)))
     code, out, _ = run(capsys, "doctor")
     assert code == 2
     assert "  tiled      live, but WRONG" in out

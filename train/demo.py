@@ -26,8 +26,7 @@ from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.synthetic import TreeFiles, contact_sheet, evolve, write_tree_of_life
 from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, pixel_probe, score
 from bioclip_hc.evaluation.benchmark import evaluate, truth_of
-from bioclip_hc.evaluation.embeddings import embed_taxa
-from bioclip_hc.model import load
+from bioclip_hc.evaluation.systems import System
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 from journal import read_log
@@ -136,15 +135,15 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
         rows.append(Row("linear probe on pixels", "", split, score(probe, truth, taxonomy)))
         rows.append(Row("chance", "", split, chance(truth, taxonomy)))
     for run in runs:
-        model, preprocess, tokenizer = load(run.folder / "model")
+        system = System.load(run.folder / "model")
         log = read_log(run.folder / "log.jsonl")
         facts = {"images seen": f"{log[-1]['used']:,}", "training time": f"{run.seconds:.0f} s"}
         for split, shards in splits.items():
-            scores = evaluate(model, preprocess, tokenizer, shards, taxonomy).scores()
+            scores = evaluate(system, shards, taxonomy).scores()
             rows += [Row(run.name, protocol, split, s, facts) for protocol, s in scores.items()]
-        if model.geometry == "lorentz":
-            text = embed_taxa(model, taxonomy, tokenizer).numpy()
-            embeddings.append(Embedding(run.name, text, model.manifold.curv.item(), taxonomy))
+        if system.model.geometry == "lorentz":
+            text = system.embed_taxa(taxonomy).numpy()
+            embeddings.append(Embedding(run.name, text, system.space["curv"], taxonomy))
     curves = {run.name: read_log(run.folder / "log.jsonl") for run in runs}
     return Report(f"A synthetic tree of life, seed {seed}", rows, curves, embeddings)
 

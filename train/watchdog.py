@@ -33,7 +33,9 @@ from bioclip_hc.data.loader import TrainingBatches
 from bioclip_hc.data.workers import IDLE, Sight
 
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the run, start it again with --resume
-EXIT_ERROR = 1  # of those who end because another ended by an error; one that was told to stop hands on its own code
+EXIT_ERROR = (
+    1  # of those who end because another ended by an error; one that was told to stop hands on its own code
+)
 
 BEAT = 2.0  # seconds between signs of life, less where run.silence is short
 CONNECT = 60.0  # seconds to reach the first process
@@ -288,12 +290,13 @@ class Watch:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        code = EXIT_ERROR
         if error is None:
             self._last_word = True
         else:
             reason = f"{type(error).__name__}: {error}".strip(": \n").split("\n")[0]
             self._in_doubt = type(error) is RuntimeError or isinstance(error, CONSEQUENCES)
-            code, how = EXIT_ERROR, f"ended by an error {self._place}: {reason}"
+            how = f"ended by an error {self._place}: {reason}"
             if isinstance(error, SystemExit) and isinstance(error.code, int):  # by a signal, before the first step
                 code, how = error.code, f"was told to stop {self._place}"
             self._last_word = End(f"{self._own} {how}", self._own.world_rank, code)
@@ -301,7 +304,7 @@ class Watch:
         self._thread.join()
         self._close()
         if error is not None and self._peers:  # what it leaves next may hang, and the launcher would wait for it
-            way_out = threading.Timer(WAY_OUT, os._exit, (self._last_word.code,))
+            way_out = threading.Timer(WAY_OUT, os._exit, (code,))
             way_out.daemon = True
             way_out.start()
 

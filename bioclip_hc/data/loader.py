@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bioclip_hc.data.decode import DecodeError, decode_image
+from bioclip_hc.data.photographs import Photographs
 from bioclip_hc.data.preprocess import TrainingTransform
 from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.samplers import (
@@ -194,24 +195,24 @@ class TrainingBatches(Dataset):
 class _Images(Dataset):
     """Samples in order: (index, pixels), or (index, None) for one that cannot be read."""
 
-    def __init__(self, shards: ShardSet, transform: Any) -> None:
-        self.shards, self.transform = shards, transform
+    def __init__(self, photographs: Photographs, transform: Any) -> None:
+        self.photographs, self.transform = photographs, transform
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.photographs)
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | None]:
         try:
-            return i, self.transform(decode_image(self.shards.read(i).image))
+            return i, self.transform(decode_image(self.photographs.read(i).image))
         except (DecodeError, OSError):
             return i, None
 
 
 def evaluation_batches(
-    shards: ShardSet, transform: Any, batch_size: int = 256, workers: int = 0
+    photographs: Photographs, transform: Any, batch_size: int = 256, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices (b,), images (b, 3, H, W)) over all readable samples in order; unreadable ones are left out."""
-    loader = DataLoader(_Images(shards, transform), batch_size, num_workers=workers, collate_fn=_stack)
+    """(indices (b,), images (b, 3, H, W)) over all readable photographs in order; unreadable ones are left out."""
+    loader = DataLoader(_Images(photographs, transform), batch_size, num_workers=workers, collate_fn=_stack)
     return (batch for batch in loader if batch is not None)
 
 

@@ -133,6 +133,10 @@ class ShardSet:
         key: bytes = self._keys[shard][i - self._start[shard]]
         return decoded(key)
 
+    def name(self, i: int) -> str:
+        """Where sample i is, for people: its shard and its key."""
+        return f"{self.shard(i)}: {self.key(i)}"
+
     def samples_of(self, shard: int) -> range:
         """The numbers of the samples that lie in paths[shard]."""
         return range(int(self._start[shard]), int(self._start[shard + 1]))

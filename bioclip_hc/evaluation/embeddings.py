@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bioclip_hc.data.loader import evaluation_batches
-from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.data.photographs import Photographs
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.model import HierarchicalCLIP
 from bioclip_hc.taxonomy import Taxonomy
@@ -67,8 +67,8 @@ def text_form(model: HierarchicalCLIP) -> TextForm:
     return TextForm(**model.metadata.get("text", {}))
 
 
-def embed_shards(
-    model: HierarchicalCLIP, shards: ShardSet, preprocess: Any, batch_size: int = 256, workers: int = 0
+def embed_photographs(
+    model: HierarchicalCLIP, photographs: Photographs, preprocess: Any, batch_size: int = 256, workers: int = 0
 ) -> tuple[np.ndarray, Tensor]:
-    """Indices (n,) of the readable samples of shards and their tangent vectors (n, D)."""
-    return embed_images(model, evaluation_batches(shards, preprocess, batch_size, workers))
+    """Indices (n,) of the readable photographs and their tangent vectors (n, D)."""
+    return embed_images(model, evaluation_batches(photographs, preprocess, batch_size, workers))
