@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
     from bioclip_hc.evaluation.report import Embedding, Report, Row
     from bioclip_hc.evaluation.shots import FewShot, few_shot
+    from bioclip_hc.evaluation.study import Run, report_of
 
 _HOME = {
     "coarse_to_fine": "protocols",
@@ -37,6 +38,8 @@ _HOME = {
     "Embedding": "report",
     "Report": "report",
     "Row": "report",
+    "Run": "study",
+    "report_of": "study",
 }
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "Report",
     "RiskCoverage",
     "Row",
+    "Run",
     "Score",
     "abstain",
     "best_paths",
@@ -57,6 +61,7 @@ __all__ = [
     "few_shot",
     "full_path",
     "pixel_probe",
+    "report_of",
     "risk_coverage",
     "score",
     "top_down",

@@ -20,9 +20,11 @@ from numpy.typing import ArrayLike
 
 from bioclip_hc.evaluation import plots
 from bioclip_hc.evaluation.document import document
+from bioclip_hc.evaluation.findings import Findings
 from bioclip_hc.evaluation.metrics import Score
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
+FORMAT = 1  # of the JSON
 NAME_WIDTH = 28  # of a system in the terminal: the widest table then has 112 columns
 
 
@@ -37,6 +39,8 @@ class Row:
     score: Score
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else to say of it, as JSON types: template, candidates, images seen, wall time."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """What was published of it: rank -> accuracy in percent, "average" in percent, "nlca" as a share."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,30 @@ class Report:
         curves: run name -> its training log, records with step, loss, per_rank (R values or a mapping by rank
             name; None where the rank was absent) and lr. Other records of a log are passed over.
         embeddings: the hyperbolic models to draw.
+        findings: what else is known of a system on a split. `study.report_of` makes a whole report.
     """
 
     title: str
     rows: Sequence[Row]
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     embeddings: Sequence[Embedding] = ()
+    findings: Sequence[Findings] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Title and rows as plain JSON types."""
+        """Title, rows and findings as plain JSON types."""
         rows = [
             {
                 "name": row.name,
                 "protocol": row.protocol,
                 "split": row.split,
                 "score": row.score.to_dict(),
+                "published": dict(row.published),
                 "extra": dict(row.extra),
             }
             for row in self.rows
         ]
-        return {"title": self.title, "ranks": list(RANKS), "rows": rows}
+        findings = [found.to_dict() for found in self.findings]
+        return {"format": FORMAT, "title": self.title, "ranks": list(RANKS), "rows": rows, "findings": findings}
 
     def to_json(self, path: str | Path) -> None:
         """Write title and rows; the training log is a file of its own."""
