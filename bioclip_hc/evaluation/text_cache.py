@@ -2,8 +2,8 @@
 
 # T taxa, D embed
 
-A file for each pair of system and taxonomy, named by the SHA-256 of all that its numbers depend on. A damaged file is
-computed anew; a folder that cannot be read or written costs time, never an answer.
+A file for each pair of system and taxonomy, named by the SHA-256 of all that its numbers depend on. A damaged file
+is computed anew; a folder that cannot be read or written costs time, never an answer.
 """
 
 from __future__ import annotations
