@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bioclip_hc.evaluation.protocols import checked_candidates, finite_rows
 from bioclip_hc.kernels import level_infonce, rank_topk
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -24,18 +25,24 @@ def best_answers(
 ) -> np.ndarray:
     """(N, R, k) int64: the k nearest candidates of each rank, ranks independent, best first, -1 padded.
 
+    An image with features that are not finite has no answers.
+
     Args:
         image: (N, D), text: (T, D): embeddings, row t of text that of taxon t.
         candidates: (T,) bool, the taxa that may be answered; None = all.
         space: scale, curv, geometry and space of the model, as in `kernels.rank_topk`.
+
+    Raises:
+        ValueError: as `coarse_to_fine`.
     """
-    nodes, text, text_rank = _offered(text, taxonomy, candidates)
+    nodes, text, text_rank = _offered(image, text, taxonomy, candidates)
     answers = np.full((len(image), len(RANKS), k), -1, np.int64)
     if len(nodes):
         for rows in _blocks(len(image)):
             _, index = rank_topk(image[rows], text, text_rank, k=k, ranks=len(RANKS), **space)
             found = index.cpu().numpy()
             answers[rows] = np.where(found >= 0, nodes[found], -1)
+    answers[~finite_rows(image)] = -1
     return answers
 
 
@@ -53,9 +60,9 @@ def answer_probability(
 
     Args:
         answers: (N, R) int64 taxon ids among the candidates, -1 = none.
-        Others as in `best_answers`.
+        Others as in `best_answers`, and the errors.
     """
-    nodes, text, text_rank = _offered(text, taxonomy, candidates)
+    nodes, text, text_rank = _offered(image, text, taxonomy, candidates)
     probability = np.zeros(answers.shape)
     if len(nodes):
         taxa = torch.from_numpy(nodes).to(text.device)
@@ -68,9 +75,11 @@ def answer_probability(
     return np.where(answers >= 0, probability, 0.0)
 
 
-def _offered(text: Tensor, taxonomy: Taxonomy, candidates: np.ndarray | None) -> tuple[np.ndarray, Tensor, Tensor]:
+def _offered(
+    image: Tensor, text: Tensor, taxonomy: Taxonomy, candidates: np.ndarray | None
+) -> tuple[np.ndarray, Tensor, Tensor]:
     """The candidates' ids, texts and ranks."""
-    nodes = np.arange(taxonomy.size) if candidates is None else np.flatnonzero(candidates)
+    nodes = np.flatnonzero(checked_candidates(image, text, taxonomy, candidates))
     if len(nodes) < taxonomy.size:
         text = text[torch.from_numpy(nodes).to(text.device)]
     return nodes, text, torch.from_numpy(taxonomy.rank[nodes]).to(text.device)

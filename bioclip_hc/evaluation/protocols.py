@@ -49,10 +49,11 @@ def coarse_to_fine(
         block: images scored at once.
 
     Returns:
-        (N, R) int64 taxon ids, -1 at a rank without candidates.
+        (N, R) int64 taxon ids, -1 at a rank without candidates, and throughout for an image with features that are
+        not finite. Equal scores: the smaller id.
 
     Raises:
-        ValueError: shapes that do not fit the taxonomy.
+        ValueError: shapes that do not fit the taxonomy, or the text of a candidate that is not finite.
     """
     allowed = checked_candidates(image, text, taxonomy, candidates)
     nodes = np.flatnonzero(allowed)
@@ -69,6 +70,7 @@ def coarse_to_fine(
             image[rows], text, text_rank, scale, curv, geometry=geometry, space=space, ranks=len(RANKS)
         )
         predictions[rows] = _taxa(nodes, index[:, :, 0])
+    predictions[~finite_rows(image)] = -1
     return predictions
 
 
@@ -126,6 +128,7 @@ def top_down(
             )
             predictions[rows, r] = _taxa(nodes, index[:, 0, 0])
         standing = np.where(predictions[:, r] >= 0, predictions[:, r], standing)
+    predictions[~finite_rows(image)] = -1
     return predictions
 
 
@@ -167,7 +170,12 @@ def _taxa(nodes: np.ndarray, index: Tensor) -> np.ndarray:
 def checked_candidates(
     image: Tensor, text: Tensor, taxonomy: Taxonomy, candidates: np.ndarray | None
 ) -> np.ndarray:
-    """(T,) bool, the taxa that may be predicted; raises ValueError for what does not fit the taxonomy."""
+    """(T,) bool, the taxa that may be predicted.
+
+    Raises:
+        ValueError: what does not fit the taxonomy, or the text of a candidate that is not finite: it would be
+            nearest to nothing, and make every probability of its rank NaN.
+    """
     if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
             f"image and text must be (N, D) and (T, D), got {tuple(image.shape)} and {tuple(text.shape)}"
@@ -176,12 +184,22 @@ def checked_candidates(
         raise ValueError(
             f"text must hold one row per taxon: the taxonomy has {taxonomy.size} taxa, got {len(text)} rows"
         )
-    if candidates is None:
-        return np.ones(taxonomy.size, dtype=bool)
-    allowed = np.asarray(candidates)
+    allowed = np.ones(taxonomy.size, dtype=bool) if candidates is None else np.asarray(candidates)
     if allowed.shape != (taxonomy.size,) or allowed.dtype != bool:
         raise ValueError(
             f"candidates must be a bool mask of shape ({taxonomy.size},), one entry per taxon, "
             f"got {allowed.dtype} of shape {allowed.shape}"
         )
+    broken = np.flatnonzero(allowed & ~finite_rows(text))
+    if len(broken):
+        raise ValueError(
+            f"text must be finite, got NaN or infinity for {len(broken)} taxa, the first "
+            f"{' '.join(taxonomy.path(broken[0]))!r}; is the model damaged?"
+        )
     return allowed
+
+
+def finite_rows(x: Tensor) -> np.ndarray:
+    """(N,) bool: rows of x (N, D) that are finite numbers throughout; no copy of x is made."""
+    least, largest = torch.aminmax(x, dim=1)  # NaN where there is one
+    return (least.isfinite() & largest.isfinite()).cpu().numpy()
