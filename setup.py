@@ -13,7 +13,9 @@ from setuptools.command.build_ext import build_ext
 
 TRAIN = ["deepspeed>=0.18.3,<0.20", "tyro>=1.0", "tensorboard>=2.16", "ninja>=1.11"]
 REPORT = ["matplotlib>=3.9"]
+PARQUET = ["pyarrow>=17"]  # tables of benchmarks, and of predictions
 DEV = [
+    *PARQUET,
     "pytest>=8",
     "pytest-benchmark>=5",
     "pytest-xdist>=3.6",
@@ -149,10 +151,11 @@ setup(
     extras_require={
         "train": TRAIN,
         "report": REPORT,
+        "parquet": PARQUET,
         "dev": DEV,
         "bench": BENCH,
         "fuzz": FUZZ,
-        "all": TRAIN + REPORT + DEV,
+        "all": TRAIN + REPORT + PARQUET + DEV,
     },
     entry_points={"console_scripts": ["bioclip-hc=bioclip_hc.cli:main"]},
 )

@@ -1,0 +1,56 @@
+"""What every layout opens to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bioclip_hc.data.photographs import Photographs
+    from bioclip_hc.taxonomy import Lineage, Taxonomy
+
+
+class LeftOut(NamedTuple):
+    """What a benchmark names and cannot give: where it is named, and why it cannot be used."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Labelled photographs of a benchmark.
+
+    Attributes:
+        name: as reports call it.
+        photographs: those that can be read, as far as their files' being there tells.
+        taxonomy: the benchmark's own taxa, with `extra["common_name"]`; among them choose, unless told otherwise.
+            Taxa of photographs that are left out are in it too: a missing picture makes no question easier.
+        ranks: indices of `RANKS` at which the benchmark is scored, ascending.
+        left_out: the photographs that cannot be used.
+        notes: what else whoever reads figures should know, a sentence each: data that are partial, labels that
+            disagree.
+    """
+
+    name: str
+    photographs: Photographs
+    taxonomy: Taxonomy
+    ranks: tuple[int, ...]
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people: the notes, then what was left out, counted by cause, the most frequent first."""
+        from bioclip_hc.data.captions import printable
+        from bioclip_hc.data.quarantine import BadSample, count_causes
+
+        causes = count_causes(BadSample(name, "", reason) for name, reason in self.left_out)
+        said = [f"left out {count}: {why}; the first: {first}" for count, why, first in causes]
+        return [printable(line) for line in [*self.notes, *said]]
+
+
+def ranks_named(lineages: Iterable[Lineage]) -> tuple[int, ...]:
+    """The ranks that any of the lineages names."""
+    named = {rank for lineage in lineages for rank, name in enumerate(lineage) if name}
+    return tuple(sorted(named))
