@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bioclip_hc.data.sample import PathLike
 
 BENCHMARKS = {
+    "inat21": "iNaturalist 2021: class folders, or val.json, or both (val, train_mini, train)",
+    "rare-species": "Rare Species: its catalogue, and the pictures found by their ids",
     "manifest": "any CSV, TSV or parquet table with a path column and columns of ranks; BioCLIP's CSV is one",
     "treeoflife": "held-out shards of TreeOfLife-10M's format",
 }
@@ -32,8 +34,10 @@ def open_benchmark(kind: str, data: PathLike | Sequence[PathLike], **options: An
         kind: one of `BENCHMARKS`.
         data: where it is: a folder or a table; of treeoflife shards, as `expand_shards` names them.
         options: by kind (an option of None is as good as not given):
-            images (manifest): folder that relative paths start from; by default the table's own.
-            allow_outside (manifest): use files outside of that folder, which absolute paths, "..", and
+            images (manifest, rare-species): folder that relative paths start from, or in which pictures are found;
+                by default the table's own, or the dataset's.
+            split (inat21): "val", "train_mini" or "train", of a folder that holds several; by default val.
+            allow_outside (all but treeoflife): use files outside of that folder, which absolute paths, "..", and
                 symbolic links may lead to; by default such rows are left out.
             taxonomy, synonyms (treeoflife): where flat captions are looked up, a Taxonomy and the path of a table.
             cache, allow_pipe (treeoflife): as of `expand_shards`.

@@ -50,6 +50,37 @@ class Benchmark:
         return [printable(line) for line in [*self.notes, *said]]
 
 
+class Published(NamedTuple):
+    """What a benchmark is known to hold, by which data that are partial can be told.
+
+    images, species: how many; each: photographs of every species, 0 where that differs.
+    """
+
+    images: int
+    species: int
+    each: int = 0
+
+    def notes(self, photographs: Photographs, taxonomy: Taxonomy) -> list[str]:
+        """How what is here differs from it, a sentence, if it does."""
+        import numpy as np
+
+        images, species = len(photographs), len(taxonomy.at_rank(6))
+        counts = np.bincount(photographs.lineage_index, minlength=len(photographs.lineages))
+        said = []
+        if images != self.images:
+            said.append(f"{images:,} of {self.images:,} photographs")
+        if species != self.species:
+            said.append(f"{species:,} of {self.species:,} species")
+        elif len(counts) != self.species:
+            said.append(f"photographs of {len(counts):,} of {self.species:,} species")
+        if self.each and not said and (counts != self.each).any():
+            odd = int((counts != self.each).sum())
+            said.append(f"{odd:,} species have more or fewer than {self.each} photographs")
+        if not said:
+            return []
+        return [f"not what was published: {', '.join(said)}; figures are not those of the whole benchmark"]
+
+
 def ranks_named(lineages: Iterable[Lineage]) -> tuple[int, ...]:
     """The ranks that any of the lineages names."""
     named = {rank for lineage in lineages for rank, name in enumerate(lineage) if name}

@@ -9,9 +9,19 @@ from __future__ import annotations
 import os
 import re
 import stat
+from typing import NamedTuple
 
 from bioclip_hc.data.captions import short
 from bioclip_hc.data.sample import PathLike
+
+
+class Entry(NamedTuple):
+    """What lies in a folder: its name and path; "folder", "file", or "" with the reason why it is neither."""
+
+    name: str
+    path: str
+    kind: str
+    reason: str
 
 
 class Inside:
@@ -58,6 +68,31 @@ class Inside:
         if not stat.S_ISREG(mode):  # a device or a pipe might never end
             raise ValueError(f"{short(name)} is no regular file")
         return path
+
+    def listing(self, folder: str) -> list[Entry]:
+        """What lies in a folder, by name; hidden files are passed over.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        found = []
+        with os.scandir(folder) as entries:  # tells folders from files without looking at each
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    kind, reason = self._kind(entry)
+                    found.append(Entry(entry.name, entry.path, kind, reason))
+        return sorted(found)
+
+    def _kind(self, entry: os.DirEntry[str]) -> tuple[str, str]:
+        if unwritable(entry.name):
+            return "", f"a control character, or what is not UTF-8, in the name {short(entry.name)}; rename it"
+        try:
+            if entry.is_symlink() and not self.holds(entry.path, is_link=True):
+                return "", f"a link leads {short(entry.name)} out of the folder; copy it, or allow files outside"
+            kind = "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+        except OSError as error:  # links in a circle
+            return "", f"{short(entry.name)} cannot be looked at: {error.strerror or error}"
+        return kind, "" if kind else f"{short(entry.name)} is no regular file"
 
     def holds(self, path: str, is_link: bool) -> bool:
         """Whether a path is inside, or may be elsewhere."""
