@@ -13,7 +13,8 @@ from bioclip_hc.evaluation import coarse_to_fine, score
 from bioclip_hc.evaluation.answers import answer_probability, best_answers
 from bioclip_hc.evaluation.calibration import calibration
 from bioclip_hc.evaluation.detail import detailed
-from bioclip_hc.evaluation.metrics import top_k
+from bioclip_hc.evaluation.intervals import bootstrap
+from bioclip_hc.evaluation.metrics import score_parts, top_k
 from bioclip_hc.evaluation.ordering import root_order
 from bioclip_hc.evaluation.strata import strata, training_counts
 from bioclip_hc.taxonomy import Taxonomy
@@ -64,11 +65,17 @@ def test_detail_is_plain_json_and_its_strata_are_scores_of_their_images() -> Non
     assert result.top_k == tuple(None if a is None else 1.0 for a in result.accuracy)
     assert result.calibration == calibration(probability, c.independent, c.truth, c.taxonomy)
     assert (result.k, result.head, result.root_order) == (2, 4, 1.0)
+    assert result.intervals == bootstrap(score_parts(c.independent, c.truth, c.taxonomy), resamples=20)
     assert sum(part.images for part in result.strata.values()) == result.images
     for name, rows in strata(c.truth, counts, c.taxonomy, 4).items():
         part = result.strata[name]
         assert part.images == rows.sum() > 0
-        assert part.strata is None
+        assert part.strata is part.root_order is None
+        assert (part.k, part.head) == (2, 4)
+        assert part.top_k == top_k(answers[rows], c.truth[rows], c.taxonomy)
+        assert part.intervals == bootstrap(
+            score_parts(c.independent[rows], c.truth[rows], c.taxonomy), resamples=20
+        )
         assert part.calibration == calibration(probability[rows], c.independent[rows], c.truth[rows], c.taxonomy)
         assert {n: part.to_dict()[n] for n in plain} == score(
             c.independent[rows], c.truth[rows], c.taxonomy
@@ -80,6 +87,46 @@ def test_detail_without_anything_else() -> None:
     result = detailed(c.paths, c.truth, c.taxonomy, resamples=5)
     assert result.top_k is result.calibration is result.strata is result.root_order is None
     assert result.k == 1
+    assert (result.intervals.resamples, result.intervals.seed, result.head) == (5, 0, 20)
+    other = detailed(c.paths, c.truth, c.taxonomy, counts=np.full(c.taxonomy.size, 20), seed=7, head=21)
+    assert (other.intervals.resamples, other.intervals.seed) == (1000, 7)
+    tail = other.strata["tail"]
+    assert (tail.images, tail.top_k, tail.calibration) == (other.images, None, None)
+    assert (tail.intervals.resamples, tail.intervals.seed) == (1000, 7)
+
+
+def test_defaults_are_those_of_the_literature() -> None:
+    c = case(1)
+    assert len(calibration(np.full(c.truth.shape, 0.5), c.paths, c.truth, c.taxonomy).count[0]) == 15
+    counts = np.where(np.arange(c.taxonomy.size) % 2, 20, 19)
+    labelled = c.truth.max(axis=1)
+    found = strata(c.truth, counts, c.taxonomy)
+    np.testing.assert_array_equal(found["head"], (labelled >= 0) & (labelled % 2 == 1))
+    np.testing.assert_array_equal(found["tail"], (labelled >= 0) & (labelled % 2 == 0))
+
+
+def test_without_candidates_there_are_no_answers() -> None:
+    rng = np.random.default_rng(1)
+    taxonomy = random_taxonomy(rng, 0.2)
+    image, text = (torch.from_numpy(rng.normal(size=(n, 5))) for n in (3, taxonomy.size))
+    nobody = np.zeros(taxonomy.size, bool)
+    found = best_answers(image, text, taxonomy, k=2, candidates=nobody, **SPACE)
+    assert found.shape == (3, R, 2)
+    assert (found == -1).all()
+    assert not answer_probability(image, text, taxonomy, found[:, :, 0], candidates=nobody, **SPACE).any()
+
+
+def test_a_probability_is_at_most_1_whatever_the_rounding() -> None:
+    """Images at their own texts in fp32: the loss, whose exponential it is, may come out below 0."""
+    rng = np.random.default_rng(2)
+    taxonomy = random_taxonomy(rng, 0.0, species=60)
+    text = torch.from_numpy(rng.normal(size=(taxonomy.size, 8))).float()
+    species = taxonomy.at_rank(R - 1)
+    space = {"scale": 100.0, "geometry": "euclidean"}
+    found = answer_probability(text[species], text, taxonomy, taxonomy.lineages[species], **space)
+    assert found.max() <= 1
+    assert found.min() >= 0
+    assert found.dtype == np.float64
 
 
 def test_probabilities_as_good_as_they_say_have_no_calibration_error() -> None:
@@ -118,6 +165,9 @@ def test_errors_name_the_entry() -> None:
     with pytest.raises(ValueError, match=r"probability\[1, 1\] must be in \[0, 1\], got nan"):
         calibration(bad, taxa, taxa, taxonomy)
     assert calibration(bad, taxa[:1].repeat(2, 0), taxa[:1].repeat(2, 0), taxonomy).error[0] == 0.5  # not read
+    for outside in (1.5, -0.1):
+        with pytest.raises(ValueError, match=rf"probability\[1, 1\] must be in \[0, 1\], got {outside}"):
+            calibration(np.where(np.isnan(bad), outside, bad), taxa, taxa, taxonomy)
     with pytest.raises(ValueError, match="one row per image"):
         calibration(ok[:1], taxa, taxa, taxonomy)
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):

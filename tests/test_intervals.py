@@ -10,7 +10,7 @@ import pytest
 from score_by_hand import R, case
 
 from bioclip_hc.evaluation import score
-from bioclip_hc.evaluation.intervals import BLOCK, bootstrap
+from bioclip_hc.evaluation.intervals import BLOCK, _resampled_sums, bootstrap
 from bioclip_hc.evaluation.metrics import score_parts
 
 
@@ -113,8 +113,34 @@ def test_memory_is_bounded_where_no_two_images_are_alike() -> None:
     assert peak < 3 * 8 * BLOCK  # all counts at once would be 48 MB, twice over where they are made floats
 
 
+@pytest.mark.parametrize("block", [1, 30, 100])
+def test_resamples_drawn_in_blocks_are_those_drawn_at_once(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = np.random.default_rng(0).integers(3, size=(20, 2)).astype(float)
+    whole = _resampled_sums(columns, 11, np.random.default_rng(1))
+    monkeypatch.setattr("bioclip_hc.evaluation.intervals.BLOCK", block)
+    np.testing.assert_array_equal(_resampled_sums(columns, 11, np.random.default_rng(1)), whole)
+
+
+def test_average_of_one_rank_is_its_accuracy() -> None:
+    c = case(0, missing=0.0)
+    c.truth[:, : R - 1] = -1
+    with np.errstate(all="raise"):
+        measures = bootstrap(score_parts(c.independent, c.truth, c.taxonomy), resamples=60).measures
+    assert measures["average"] == measures["accuracy"][R - 1] is not None
+    assert measures["accuracy"][0] is None
+
+
+def test_whole_numbers_and_the_least_of_resamples() -> None:
+    found = bootstrap({"mean": (np.arange(9), np.ones(9, dtype=int))}, resamples=2)
+    low, high = found.measures["mean"]
+    assert 0 <= low <= high <= 8
+    assert (found.resamples, found.level, found.seed) == (2, 0.95, 0)
+    assert bootstrap(parts_of(np.ones(2))).resamples == 1000
+
+
 @pytest.mark.parametrize(
-    ("options", "message"), [({"level": 1}, "level must be"), ({"resamples": 1}, "resamples must")]
+    ("options", "message"),
+    [({"level": 0}, "level must be"), ({"level": 1}, "level must be"), ({"resamples": 1}, "resamples must")],
 )
 def test_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

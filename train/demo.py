@@ -4,7 +4,8 @@
 
 Two models see the same images: one learns level by level in hyperbolic space from all ranks of every image, the
 other is CLIP with one caption per image, its rank drawn at random (BioCLIP's way). Both are then asked to name
-held-out individuals of known species, and species that no photograph has shown them, among all taxa.
+held-out individuals of known species, and species that no photograph has shown them, among all taxa: each rank for
+itself, down the tree, and as a whole path. Then their image embeddings are asked alone, from a few examples.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from bioclip_hc.data.decode import decode_image
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.synthetic import TreeFiles, contact_sheet, evolve, write_tree_of_life
-from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, pixel_probe, score
-from bioclip_hc.evaluation.benchmark import evaluate, truth_of
+from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, few_shot, pixel_probe, score
+from bioclip_hc.evaluation.benchmark import truth_of
+from bioclip_hc.evaluation.embeddings import embed_photographs
+from bioclip_hc.evaluation.outcome import outcome
+from bioclip_hc.evaluation.report import NAME_WIDTH
+from bioclip_hc.evaluation.strata import training_counts
+from bioclip_hc.evaluation.study import Run, report_of
 from bioclip_hc.evaluation.systems import System
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -34,6 +41,7 @@ from journal import read_log
 HERE = Path(__file__).resolve().parent
 SYSTEMS = {"hyperbolic, level by level": "smoke.toml", "CLIP, mixed ranks": "smoke_clip.toml"}
 PROBE_SIDE = 32  # the probe sees images as 32 x 32 x 3 numbers
+SHOTS, DRAWS = (1, 5), 10  # few-shot: examples of each species, and how often they are drawn
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     reports = [one_seed(output / f"seed-{seed}", seed, options.epochs) for seed in range(options.seeds)]
     if len(reports) == 1:
-        print(reports[0].table())
+        print(f"\n{reports[0].table()}\n\n{table_of_examples(reports[0])}\n")
     else:
         print(table_of_seeds(reports))
     print(f"{time.perf_counter() - start:.0f} s in all; open {output / 'seed-0' / 'report.html'} in a browser")
@@ -120,7 +128,7 @@ def call(command: list[str]) -> None:
 
 
 def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report:
-    """Both protocols of both systems, beside chance and a linear probe on pixels."""
+    """Every protocol of both systems, beside chance and a linear probe on pixels."""
     taxonomy = Taxonomy.from_csv(files.taxonomy)
     splits = {
         "held-out individuals": ShardSet(files.heldout_individuals),
@@ -128,24 +136,48 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
     }
     train_shards = ShardSet(files.train)
     train_pixels, train_taxa = pixels(train_shards), truth_of(train_shards, taxonomy)
-    rows, embeddings = [], []
+    baselines, measured, embeddings = [], [], []
     for split, shards in splits.items():
         truth = truth_of(shards, taxonomy)
         probe = pixel_probe(train_pixels, train_taxa, pixels(shards), taxonomy)
-        rows.append(Row("linear probe on pixels", "", split, score(probe, truth, taxonomy)))
-        rows.append(Row("chance", "", split, chance(truth, taxonomy)))
+        baselines.append(Row("linear probe on pixels", "", split, score(probe, truth, taxonomy)))
+        baselines.append(Row("chance", "", split, chance(truth, taxonomy)))
     for run in runs:
         system = System.load(run.folder / "model")
-        log = read_log(run.folder / "log.jsonl")
-        facts = {"images seen": f"{log[-1]['used']:,}", "training time": f"{run.seconds:.0f} s"}
+        text = system.embed_taxa(taxonomy)
+        seen = read_log(run.folder / "log.jsonl")[-1]["used"]
         for split, shards in splits.items():
-            scores = evaluate(system, shards, taxonomy).scores()
-            rows += [Row(run.name, protocol, split, s, facts) for protocol, s in scores.items()]
+            indices, image = embed_photographs(system.model, shards, system.preprocess)
+            truth = truth_of(shards, taxonomy)[indices]
+            found = outcome(indices, image, truth, text, taxonomy, **system.space)
+            facts = {"images seen": f"{seen:,}", "training time": f"{run.seconds:.0f} s"}
+            facts |= by_examples(image, truth, taxonomy, system)
+            counts = training_counts(train_taxa, taxonomy)
+            measured.append(Run(run.name, split, found, shards, counts, extra=facts))
         if system.model.geometry == "lorentz":
-            text = system.embed_taxa(taxonomy).numpy()
-            embeddings.append(Embedding(run.name, text, system.space["curv"], taxonomy))
+            embeddings.append(Embedding(run.name, text.numpy(), system.space["curv"], taxonomy))
     curves = {run.name: read_log(run.folder / "log.jsonl") for run in runs}
-    return Report(f"A synthetic tree of life, seed {seed}", rows, curves, embeddings)
+    title = f"A synthetic tree of life, seed {seed}"
+    return report_of(title, measured, baselines=baselines, curves=curves, embeddings=embeddings)
+
+
+def by_examples(image: Tensor, truth: np.ndarray, taxonomy: Taxonomy, system: System) -> dict[str, str]:
+    """Accuracy of naming the species by the nearest centroid of a few examples each, no text asked."""
+    space = {"geometry": system.space["geometry"], "curv": system.space["curv"]}
+    found = {n: few_shot(image, truth, taxonomy, shots=n, seeds=DRAWS, rank="species", **space) for n in SHOTS}
+    return {f"species from {n} each": f"{100 * f.mean[-1]:.1f} ±{100 * f.std[-1]:.1f}" for n, f in found.items()}
+
+
+def table_of_examples(report: Report) -> str:
+    """What the nearest centroid says of each system, and of how many species and photographs."""
+    rows = {(row.split, row.name): row for row in report.rows if row.protocol}
+    columns = [f"species from {n} each" for n in SHOTS]
+    head = f"Nearest centroid of a few examples of each species, {DRAWS} draws (accuracy in %)"
+    lines = [head, f"{'':52}" + "".join(name.rjust(24) for name in columns)]
+    for (split, name), row in rows.items():
+        cells = "".join(row.extra[column].rjust(24) for column in columns)
+        lines.append(f"{split}, {name[:NAME_WIDTH]}".ljust(52) + cells)
+    return "\n".join(lines)
 
 
 def pixels(shards: ShardSet) -> np.ndarray:
@@ -156,17 +188,18 @@ def pixels(shards: ShardSet) -> np.ndarray:
 
 
 def table_of_seeds(reports: Sequence[Report]) -> str:
-    """Mean and standard deviation over seeds, one table per split and protocol."""
+    """Mean over seeds and, below it, the standard deviation; one table per split and protocol."""
     lines = []
     first = reports[0].rows
-    for split in dict.fromkeys(row.split for row in first):
-        lines += ["", f"{split}, {len(reports)} seeds (top-1 accuracy in %, mean and standard deviation)"]
-        lines.append(f"{'':44}" + "".join(f"{name:>12}" for name in (*RANKS, "average", "nLCA")))
+    for split, protocol in dict.fromkeys((row.split, row.protocol) for row in first if row.protocol):
+        lines += ["", f"{split}, {protocol}, {len(reports)} seeds (top-1 accuracy in %)"]
+        lines.append(" " * NAME_WIDTH + "".join(f"{name:>9}" for name in (*RANKS, "average", "nLCA")))
         for i, row in enumerate(first):
-            if row.split == split:
+            if row.split == split and row.protocol in (protocol, ""):
                 values = np.array([_numbers(report.rows[i].score) for report in reports])
-                cells = [f"{m:.1f} ±{s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
-                lines.append(f"{f'{row.name} {row.protocol}':44}" + "".join(f"{cell:>12}" for cell in cells))
+                means = "".join(f"{m:9.1f}" for m in values.mean(0))
+                spread = "".join(f"±{s:.1f}".rjust(9) for s in values.std(0, ddof=1))
+                lines += [row.name[:NAME_WIDTH].ljust(NAME_WIDTH) + means, " " * NAME_WIDTH + spread]
     return "\n".join(lines)
 
 
