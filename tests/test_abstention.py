@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import guarantee
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,6 +125,36 @@ def test_the_guarantee_holds_as_often_as_it_says() -> None:
         broken += threshold < math.inf and (1 - threshold) / 2 > 0.2 + 1e-12
     assert given_ > 300
     assert broken <= 0.2 * 400
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3])
+def test_the_guarantee_holds_whatever_confidence_is_worth(target: float) -> None:
+    for name, source in guarantee.sources(target).items():
+        kept = guarantee.simulate(source, n=400, target=target, delta=0.1, draws=40)
+        assert kept.broken <= 0.25, name  # of 40 draws at a chance of 0.1 more than 10 are wrong once in 700 cases
+        if name == "mostly sure":
+            assert kept.given > 0.9
+
+
+def test_with_one_threshold_the_guarantee_is_as_tight_as_it_says() -> None:
+    """All decisions are taken, and a hair too many are wrong: nearly delta of the draws must break the target."""
+    rng = np.random.default_rng(5)
+    source = guarantee.spread(lambda c: np.full(len(c), 0.7999))
+    chosen = [certified_threshold(*source.draw(400, rng), target=0.2, delta=0.3, grid=[0.0]) for _ in range(800)]
+    assert 0.23 < np.mean(np.isfinite(chosen)) < 0.33  # five standard deviations are 0.08
+    assert {t for t in chosen if t < math.inf} == {0.0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=25), st.randoms())
+def test_only_the_order_of_confidences_counts(decisions, random) -> None:
+    confidence, right = (np.array(x) for x in zip(*decisions, strict=True))
+    curve = risk_coverage(confidence, right)
+    order = np.array(random.sample(range(len(right)), len(right)))
+    other = risk_coverage(np.exp(confidence[order]) / 1e3, right[order])
+    np.testing.assert_array_equal(curve.coverage, other.coverage)
+    np.testing.assert_array_equal(curve.risk, other.risk)
+    assert curve.area == other.area
 
 
 @pytest.mark.parametrize(
