@@ -135,12 +135,14 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
         "held-out species": ShardSet(files.heldout_species),
     }
     train_shards = ShardSet(files.train)
-    train_pixels, train_taxa = pixels(train_shards), truth_of(train_shards, taxonomy)
+    train_taxa = truth_of(train_shards, taxonomy)
+    counts = training_counts(train_taxa, taxonomy)
+    heldout = np.concatenate([pixels(shards) for shards in splits.values()])
+    probe = pixel_probe(pixels(train_shards), train_taxa, heldout, taxonomy)
     baselines, measured, embeddings = [], [], []
     for split, shards in splits.items():
-        truth = truth_of(shards, taxonomy)
-        probe = pixel_probe(train_pixels, train_taxa, pixels(shards), taxonomy)
-        baselines.append(Row("linear probe on pixels", "", split, score(probe, truth, taxonomy)))
+        truth, found, probe = truth_of(shards, taxonomy), probe[: len(shards)], probe[len(shards) :]
+        baselines.append(Row("linear probe on pixels", "", split, score(found, truth, taxonomy)))
         baselines.append(Row("chance", "", split, chance(truth, taxonomy)))
     for run in runs:
         system = System.load(run.folder / "model")
@@ -149,11 +151,10 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
         for split, shards in splits.items():
             indices, image = embed_photographs(system.model, shards, system.preprocess)
             truth = truth_of(shards, taxonomy)[indices]
-            found = outcome(indices, image, truth, text, taxonomy, **system.space)
+            answers = outcome(indices, image, truth, text, taxonomy, **system.space)
             facts = {"images seen": f"{seen:,}", "training time": f"{run.seconds:.0f} s"}
             facts |= by_examples(image, truth, taxonomy, system)
-            counts = training_counts(train_taxa, taxonomy)
-            measured.append(Run(run.name, split, found, shards, counts, extra=facts))
+            measured.append(Run(run.name, split, answers, shards, counts, extra=facts))
         if system.model.geometry == "lorentz":
             embeddings.append(Embedding(run.name, text.numpy(), system.space["curv"], taxonomy))
     curves = {run.name: read_log(run.folder / "log.jsonl") for run in runs}
@@ -162,19 +163,23 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
 
 
 def by_examples(image: Tensor, truth: np.ndarray, taxonomy: Taxonomy, system: System) -> dict[str, str]:
-    """Accuracy of naming the species by the nearest centroid of a few examples each, no text asked."""
+    """Accuracy in % of naming the species by the nearest centroid of a few examples each, no text asked."""
     space = {"geometry": system.space["geometry"], "curv": system.space["curv"]}
     found = {n: few_shot(image, truth, taxonomy, shots=n, seeds=DRAWS, rank="species", **space) for n in SHOTS}
-    return {f"species from {n} each": f"{100 * f.mean[-1]:.1f} ±{100 * f.std[-1]:.1f}" for n, f in found.items()}
+    return {
+        f"species from {n} each": f"{100 * f.mean[-1]:.1f} ±{100 * f.std[-1]:.1f} (of {f.classes[-1]})"
+        for n, f in found.items()
+    }
 
 
 def table_of_examples(report: Report) -> str:
-    """What the nearest centroid says of each system, and of how many species and photographs."""
+    """`by_examples` of each system, one split after the other."""
     rows = {(row.split, row.name): row for row in report.rows if row.protocol}
+    splits = list(dict.fromkeys(split for split, _ in rows))
     columns = [f"species from {n} each" for n in SHOTS]
-    head = f"Nearest centroid of a few examples of each species, {DRAWS} draws (accuracy in %)"
+    head = f"Nearest centroid of a few examples of each species, {DRAWS} draws (accuracy in %, of how many species)"
     lines = [head, f"{'':52}" + "".join(name.rjust(24) for name in columns)]
-    for (split, name), row in rows.items():
+    for (split, name), row in sorted(rows.items(), key=lambda item: splits.index(item[0][0])):
         cells = "".join(row.extra[column].rjust(24) for column in columns)
         lines.append(f"{split}, {name[:NAME_WIDTH]}".ljust(52) + cells)
     return "\n".join(lines)
