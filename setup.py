@@ -121,7 +121,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["bioclip_hc", "bioclip_hc.*"]),
-    package_data={"bioclip_hc": ["py.typed"]},
+    package_data={"bioclip_hc": ["py.typed", "evaluation/published.toml"]},
     ext_modules=[
         Extension(
             CPU_LIBRARY,

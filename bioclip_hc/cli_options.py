@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bioclip_hc.data.prompts import Prompts
 
 
 def model_options(p: argparse.ArgumentParser) -> None:
@@ -17,3 +21,35 @@ def device(name: str | None) -> str:
     import torch
 
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_prompt_options(p: argparse.ArgumentParser) -> None:
+    """In which words the model is asked; `prompts_of` reads them."""
+    p.add_argument(
+        "--prompts",
+        metavar="PRESET|FILE",
+        help="words for a taxon: bioclip-hc, bioclip, names, openai-80, or a .toml or .json file with templates, "
+        "form and separator; by default those of the published system, else those of training",
+    )
+    p.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="a text with {} for the taxon, in place of the templates of --prompts; several are averaged",
+    )
+
+
+def prompts_of(options: argparse.Namespace) -> Prompts | None:
+    """What --prompts and --template say; None: neither was given.
+
+    Raises:
+        ValueError, OSError: as `data.prompts.read_prompts`.
+    """
+    from dataclasses import replace
+
+    from bioclip_hc.data.prompts import Prompts, read_prompts
+
+    if options.prompts is None and options.template is None:
+        return None
+    prompts = Prompts() if options.prompts is None else read_prompts(options.prompts)
+    return prompts if options.template is None else replace(prompts, templates=tuple(options.template))

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import open_clip
@@ -32,10 +33,12 @@ from torch import Tensor, nn
 
 from bioclip_hc.manifolds import MAX_LOGIT_SCALE, BoundedExp, Euclidean, Lorentz, make_manifold
 from bioclip_hc.packing import PackedTexts
+from bioclip_hc.released import AUTHORS, HYPERBOLIC, fit, is_plain, read_released, stock_config, weights_file
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's names
 SIDECAR, SIDECAR_TENSORS = "hyperbolic.json", "hyperbolic.safetensors"
 FORMAT_VERSION = 1
+PICKLES = ["*.bin", "*.pt", "*.pth"]
 TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 INIT_LOGIT_SCALE = 1 / 0.07  # CLIP, section 2.5
 
@@ -185,7 +188,9 @@ class HierarchicalCLIP(nn.Module):
         """Load a folder written by `save_pretrained`, any open_clip folder, or a hub repository of either.
 
         Args:
-            name: a local folder, or "owner/repo" (with or without "hf-hub:") on the Hugging Face hub.
+            name: a local folder, a weights file beside its open_clip_config.json, or "owner/repo" or
+                "owner/repo@revision" (with or without "hf-hub:") on the Hugging Face hub. What is not an open_clip
+                folder is read as `released` says, the authors' hyperbolic form included.
             revision: commit or tag of the hub repository; pin it for results that last.
 
         Raises:
@@ -193,8 +198,13 @@ class HierarchicalCLIP(nn.Module):
             ValueError: weights that do not fit the architecture, or an unreadable sidecar.
         """
         folder = resolve_folder(name, revision)
-        clip, model_cfg = _load_clip(folder)
+        weights, folder = (folder, folder.parent) if folder.is_file() else (None, folder)
+        if weights and (folder / SIDECAR).is_file():
+            raise ValueError(f"{weights} is a part of the model folder {folder}; give the folder")
+        clip, model_cfg, scalars = _load_folder(folder, weights)
         pretrained_scale = clip.logit_scale.exp().item()
+        if scalars:
+            return _as_released(clip, model_cfg, pretrained_scale, scalars)
         if not (folder / SIDECAR).is_file():
             if (folder / SIDECAR_TENSORS).is_file():
                 raise ValueError(f"{folder} has {SIDECAR_TENSORS} but no {SIDECAR}, which says what its space is")
@@ -234,7 +244,10 @@ def create_model(
     Raises:
         FileNotFoundError, ValueError: an architecture that does not exist, or weights that do not fit it.
     """
-    clip, model_cfg = _load_clip(architecture, pretrained, image_size)
+    if Path(architecture).is_dir():
+        clip, model_cfg, _ = _load_folder(Path(architecture), None, image_size)
+    else:
+        clip, model_cfg = _load_clip(architecture, pretrained, image_size)
     if logit_scale is None:
         logit_scale = clip.logit_scale.exp().item() if geometry == "euclidean" else INIT_LOGIT_SCALE
     return HierarchicalCLIP(clip, make_manifold(geometry, curv, learnable_curv), model_cfg, logit_scale)
@@ -254,7 +267,7 @@ def load(
         preprocess = image_transform_v2(PreprocessCfg(**model.preprocess_cfg), is_train=False)
     except Exception as error:  # open_clip asserts what it expects of a configuration
         raise ValueError(f"{folder / CONFIG}: preprocess_cfg cannot be used: {error!r}") from None
-    return model, preprocess, get_tokenizer(folder)
+    return model, preprocess, get_tokenizer(folder.parent if folder.is_file() else folder)
 
 
 def get_tokenizer(architecture: str | Path) -> Any:
@@ -271,17 +284,49 @@ def get_tokenizer(architecture: str | Path) -> Any:
 
 
 def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model, fetched from the hub when the name is no folder."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    repo = str(name).removeprefix("hf-hub:")
+    """The local folder of a model, or its weights file; fetched from the hub when the name is neither.
+
+    Of a hub repository that is not pinned to a commit it says once which commit was taken.
+
+    Raises:
+        FileNotFoundError: neither here nor a hub repository.
+        OSError: the hub does not give it.
+        ValueError: two different revisions.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    repo, _, at = str(name).removeprefix("hf-hub:").partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "/")):
         raise FileNotFoundError(f"{name} is neither a folder nor a hub repository (owner/repo)")
+    if at and revision and at != revision:
+        raise ValueError(f"{name} names revision {at!r}, and {revision!r} was asked for; give one of them")
+    folder = _snapshot(repo, at or revision)
+    commit = commit_of(folder)
+    if commit and commit != (at or revision):
+        _warn(f"{repo} is not pinned; this is its commit {commit}, which --revision {commit} gives again")
+    return folder
+
+
+def commit_of(folder: Path) -> str:
+    """The hub's commit that a folder in its cache holds, "" for a folder of another kind."""
+    return folder.name if folder.parent.name == "snapshots" and len(folder.name) == 40 else ""
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """A repository's model files; its pickles only where there are no safetensors."""
     from huggingface_hub import snapshot_download
 
     patterns = ["open_clip*", "hyperbolic*", "taxonomy*", "tokenizer*", "vocab*", "merges*", "special_tokens*"]
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=PICKLES))
+        if not any(file.name != SIDECAR_TENSORS for file in folder.glob("*.safetensors")):
+            snapshot_download(repo, revision=revision, allow_patterns=[f"open_clip{end}" for end in PICKLES])
+    except OSError:
+        raise
+    except Exception as error:  # the hub's client and its HTTP library have errors of their own
+        raise OSError(f"{repo} cannot be had from the hub: {error}") from None
+    return folder
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -310,31 +355,80 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
 def _load_clip(
     architecture: str | Path, pretrained: str | None = None, image_size: int | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model and its model_cfg."""
-    if Path(architecture).is_dir():
-        path = Path(architecture) / CONFIG
-        if not path.is_file():
-            raise FileNotFoundError(f"{architecture} has no {CONFIG}; it is not an open_clip model folder")
-        files = {p.name for ending in ("safetensors", "bin", "pth") for p in path.parent.glob(f"*.{ending}")}
-        if not files - {SIDECAR_TENSORS}:  # open_clip would go on with random ones
-            raise FileNotFoundError(f"{architecture} holds no weights ({WEIGHTS}); copy the whole model folder")
-        name = f"local-dir:{architecture}"
-        model_cfg = _folder_config(Path(architecture))
-    else:
-        name = _registered_name(architecture)
-        model_cfg = copy.deepcopy(open_clip.get_model_config(name))
+    """An open_clip model of a named architecture, and its model_cfg."""
+    name = _registered_name(architecture)
+    model_cfg = copy.deepcopy(open_clip.get_model_config(name))
     if image_size is not None:
         model_cfg["vision_cfg"]["image_size"] = image_size
+    clip = _made(name, pretrained or architecture, pretrained=pretrained, force_image_size=image_size)
+    return clip, model_cfg
+
+
+def _load_folder(
+    folder: Path, weights: Path | None = None, image_size: int | None = None
+) -> tuple[Any, dict[str, Any], dict[str, float]]:
+    """An open_clip model from a folder, its model_cfg as stock open_clip takes it, and the authors' scalars.
+
+    Args:
+        weights: another file than the one that open_clip would take.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; it is not an open_clip model folder")
+    files = {p.name for ending in ("safetensors", "bin", "pth") for p in folder.glob(f"*.{ending}")}
+    if not weights and not files - {SIDECAR_TENSORS}:  # open_clip would go on with random ones
+        raise FileNotFoundError(f"{folder} holds no weights ({WEIGHTS}); copy the whole model folder")
+    as_is = _folder_config(folder)
+    model_cfg = stock_config(as_is)
+    file = weights or weights_file(folder)
+    scalars: dict[str, float] = {}
+    if weights is None and model_cfg == as_is and (file is None or is_plain(file)):
+        clip = _made(f"local-dir:{folder}", folder, force_image_size=image_size)
+    elif file is None:
+        raise FileNotFoundError(f"{folder} holds no weights by a name that open_clip knows ({WEIGHTS})")
+    else:
+        released = read_released(file)
+        scalars = released.scalars
+        if as_is.get(HYPERBOLIC) and not scalars:
+            raise ValueError(f"{path} says {HYPERBOLIC}, but {file.name} has none of {', '.join(AUTHORS)}")
+        with TemporaryDirectory() as bare:  # the configuration alone, as stock open_clip takes it
+            preprocess_cfg = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+            _write_json(Path(bare) / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+            clip = _made(f"local-dir:{bare}", folder)
+        fit(clip, released, file)
+    if image_size is not None:
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    return clip, model_cfg, scalars
+
+
+def _made(name: str, source: str | Path, **options: Any) -> Any:
+    """open_clip's model of that name.
+
+    Raises:
+        ValueError: it cannot be made, or weights do not fit it.
+    """
     try:
         with _quiet_open_clip():
-            clip = open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size)
+            return open_clip.create_model(name, **options)
     except OSError:
         raise
     except Exception as error:  # on a configuration or weights of somebody's making open_clip raises anything
         first = next((line for line in str(error).splitlines()[1:] if line.strip()), repr(error)).strip()
-        source = pretrained or architecture
-        raise ValueError(f"the weights of {source} do not fit architecture {architecture}: {first[:300]}") from None
-    return clip, model_cfg
+        where = name if name != f"local-dir:{source}" else source
+        raise ValueError(f"the weights of {source} do not fit architecture {where}: {first[:300]}") from None
+
+
+def _as_released(
+    clip: Any, model_cfg: dict[str, Any], logit_scale: float, scalars: dict[str, float]
+) -> HierarchicalCLIP:
+    """The authors' hyperbolic model; its scalars are logarithms."""
+    if abs(scalars["curv"]) > 1e-3:
+        _warn(f"the checkpoint's curv = {scalars['curv']:.4g} is read as c = {math.exp(scalars['curv']):.4g}, its "
+              "logarithm being kept, as in MERU; the paper fixes c = 1")  # fmt: skip
+    model = HierarchicalCLIP(clip, Lorentz(math.exp(scalars["curv"])), model_cfg, logit_scale)
+    for alpha, name in ((model.image_alpha, "visual_alpha"), (model.text_alpha, "textual_alpha")):
+        nn.init.constant_(alpha.log, scalars[name])
+    return model
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_run import ARCHITECTURES, LINEAGES
 
-from bioclip_hc.data.text import TextForm
+from bioclip_hc.data.prompts import Prompts
 from bioclip_hc.evaluation import text_cache
 from bioclip_hc.evaluation.systems import System
 from bioclip_hc.evaluation.text_cache import taxa_texts, text_cache_folder, texts_key
@@ -72,7 +72,7 @@ def test_key_covers_all_that_the_numbers_depend_on(system, told):
     key = texts_key(system, TAXONOMY)
     assert key == texts_key(dataclasses.replace(system, name="another name"), TAXONOMY)
     others = {
-        "words": texts_key(dataclasses.replace(system, form=TextForm("a photo of {}.")), TAXONOMY),
+        "words": texts_key(dataclasses.replace(system, prompts=Prompts(("a photo of {}.",))), TAXONOMY),
         "taxa": texts_key(system, Taxonomy.from_lineages(LINEAGES[:-1])),
         "letters": texts_key(
             system, Taxonomy.from_lineages([(*names[:-1], names[-1].replace("a", "a\u0301")) for names in LINEAGES])

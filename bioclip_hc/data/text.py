@@ -17,7 +17,7 @@ from bioclip_hc.data.names import epithet
 from bioclip_hc.packing import PackedTexts, pack_rows
 from bioclip_hc.taxonomy import Taxonomy, rank_index
 
-FORMS = ("path", "name")
+FORMS = ("path", "name", "common", "path_common", "name_common")
 AT_ONCE = 4096  # texts that are tokenised together: what they need meanwhile is a few MiB
 
 
@@ -29,7 +29,9 @@ class TextForm:
         template: a text with one {} for the taxon. The authors of BioCLIP-HC train with "an image of {}",
             BioCLIP with "a photo of {}.".
         form: "path" writes all known names from the kingdom down to the taxon; "name" the taxon alone (a
-            species with its genus).
+            species with its genus); "common" its common name; "path_common" and "name_common" add "with common
+            name ..." to the first two. With these, BioCLIP's five kinds of caption (taxon, sci, com, taxon_com,
+            sci_com). A taxon without a common name is written as if the form did not ask for one.
         separator: between the names of a path.
     """
 
@@ -49,9 +51,15 @@ class TextForm:
         binomial = bool((taxonomy.lineages[taxon, rank_index("genus") :] >= 0).all())
         if binomial:
             path = (*path[:-1], epithet(*path[-2:]))
-        if self.form == "name":
+        common = taxonomy.extra["common_name"][taxon] if "common_name" in taxonomy.extra else ""
+        if self.form == "common" and common:
+            return self.template.replace("{}", common)
+        if not self.form.startswith("path"):
             path = path[-2:] if binomial else path[-1:]
-        return self.template.replace("{}", self.separator.join(path))
+        names = self.separator.join(path)
+        if self.form.endswith("_common") and common:
+            names = f"{names} with common name {common}"
+        return self.template.replace("{}", names)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `TextForm(**d)` reads it."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bioclip_hc.data.loader import evaluation_batches
 from bioclip_hc.data.photographs import Photographs
+from bioclip_hc.data.prompts import Prompts
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.model import HierarchicalCLIP
 from bioclip_hc.taxonomy import Taxonomy
@@ -48,18 +49,39 @@ def embed_images(
 
 @torch.inference_mode()
 def embed_taxa(
-    model: HierarchicalCLIP, taxonomy: Taxonomy, tokenizer: Any, form: TextForm | None = None, batch_size: int = 256
+    model: HierarchicalCLIP,
+    taxonomy: Taxonomy,
+    tokenizer: Any,
+    prompts: Prompts | None = None,
+    batch_size: int = 256,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Tangent vectors of the texts of all taxa: (T, D) float32 on the CPU, row t the text of taxon t.
 
+    Several templates give the mean of their embeddings: in hyperbolic space that of the tangent vectors at the
+    origin, which the model's outputs are; under the cosine that of the unit vectors, itself of unit length. One
+    template after the other is added up, so that memory does not grow with their number.
+
     Args:
-        form: how a taxon is written; by default as the model was trained.
+        prompts: how a taxon is asked for; by default as the model was trained.
+        progress: called with the number of texts done, templates times taxa in the end.
     """
     device = next(model.parameters()).device
-    tokens = TaxonTokens(taxonomy, form or text_form(model), tokenizer)
+    forms = (prompts or Prompts.of(text_form(model))).forms
     parts = np.array_split(np.arange(taxonomy.size), max(1, -(-taxonomy.size // batch_size)))
-    rows = [model.encode_text(tokens.packed(part).to(device)).float().cpu() for part in parts if len(part)]
-    return torch.cat(rows) if rows else torch.empty(0, model.embed_dim)
+    on_sphere = len(forms) > 1 and model.geometry == "euclidean"
+    total = torch.zeros(taxonomy.size, model.embed_dim)
+    for i, form in enumerate(forms):
+        tokens = TaxonTokens(taxonomy, form, tokenizer)
+        for part in parts:
+            if len(part):
+                rows = model.encode_text(tokens.packed(part).to(device)).float()
+                rows = nn.functional.normalize(rows, dim=1) if on_sphere else rows
+                total[part[0] : part[-1] + 1] += rows.cpu()
+                progress(i * taxonomy.size + int(part[-1]) + 1)
+    if on_sphere:
+        return nn.functional.normalize(total, dim=1)
+    return total.div_(len(forms))
 
 
 def text_form(model: HierarchicalCLIP) -> TextForm:

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bioclip_hc.data.text import TextForm
+from bioclip_hc.data.prompts import Prompts, read_prompts
 from bioclip_hc.evaluation.embeddings import embed_taxa, text_form
-from bioclip_hc.model import HierarchicalCLIP, load, resolve_folder
+from bioclip_hc.evaluation.published import Recipe, recipes
+from bioclip_hc.model import HierarchicalCLIP, commit_of, load, resolve_folder
 from bioclip_hc.taxonomy import Taxonomy
 
 
@@ -24,45 +28,164 @@ from bioclip_hc.taxonomy import Taxonomy
 class System:
     """A model ready to be asked.
 
-    name: for tables; model: in eval mode; preprocess: PIL image -> (3, H, W); tokenizer: open_clip's; form: how a
-    taxon is written.
+    name: for tables; model: in eval mode; preprocess: PIL image -> (3, H, W); tokenizer: open_clip's; prompts: in
+    which words it is asked for taxa; recipe: the published system it is, if any, whose key `published` takes;
+    source, revision: where its weights are from, and of which commit of the hub, "" where from elsewhere.
     """
 
     name: str
     model: HierarchicalCLIP
     preprocess: Any
     tokenizer: Any
-    form: TextForm
+    prompts: Prompts
+    recipe: Recipe | None = None
+    source: str = ""
+    revision: str = ""
 
     @classmethod
     def load(cls, name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu") -> System:
-        """A model folder or hub repository, asked as it was trained.
+        """A model folder, weights file or hub repository, asked as it was trained.
 
         Raises:
             As `bioclip_hc.load`.
         """
         folder = resolve_folder(name, revision)
         model, preprocess, tokenizer = load(folder, device=device)
-        return cls(folder.name, model, preprocess, tokenizer, text_form(model))
+        commit = commit_of(folder)
+        title = str(name).removeprefix("hf-hub:").partition("@")[0] if commit else folder.name
+        return cls(title, model, preprocess, tokenizer, Prompts.of(text_form(model)), None, str(name), commit)
 
     @property
     def space(self) -> dict[str, Any]:
-        """scale, curv and geometry, as `kernels.rank_topk` and the protocols take them."""
+        """scale, curv and geometry, as `kernels.rank_topk` and the protocols take them.
+
+        The kernels normalise Euclidean embeddings, so logits are open_clip's: scale times the cosine.
+        """
         return {
             "scale": self.model.logit_scale().item(),
             "curv": self.model.manifold.curv.item(),
             "geometry": self.model.geometry,
         }
 
-    def embed_taxa(self, taxonomy: Taxonomy) -> Tensor:
-        """(T, D) float32 on the CPU, row t the text of taxon t."""
-        return embed_taxa(self.model, taxonomy, self.tokenizer, self.form)
+    def embed_taxa(self, taxonomy: Taxonomy, progress: Callable[[int], object] = lambda count: None) -> Tensor:
+        """(T, D) float32 on the CPU, row t the text of taxon t; progress: as in `embeddings.embed_taxa`."""
+        return embed_taxa(self.model, taxonomy, self.tokenizer, self.prompts, progress=progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What belongs with every result of it: name, source, revision, prompts, space and both fingerprints."""
+        return {
+            "name": self.name,
+            "key": self.recipe.key if self.recipe else "",
+            "source": self.source,
+            "revision": self.revision,
+            "prompts": self.prompts.to_dict(),
+            **self.space,
+            "image_fingerprint": self.image_fingerprint,
+            "text_fingerprint": self.text_fingerprint,
+        }
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """SHA-256 of all on which image embeddings depend: image tower, its scale, how photographs are prepared."""
+        seen = {name: t for name, t in self.model.state_dict().items() if _is_image(name)}
+        config = {key: value for key, value in self.model.model_cfg.items() if key != "text_cfg"}
+        return _digest(config, self.model.geometry, self.model.preprocess_cfg, _tensors(seen))
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of all on which text embeddings depend but the taxonomy: text tower, tokenizer, prompts."""
+        return _digest(self._text_side, self.prompts.to_dict())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and of how photographs are prepared: of all on which image embeddings depend."""
-        digest = hashlib.sha256(repr(sorted(self.model.preprocess_cfg.items())).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """SHA-256 of the whole model without its prompts: of both sides, of the scalars, of the tokenizer."""
+        return _digest(self.image_fingerprint, self._text_side, self.space)
+
+    @cached_property
+    def _text_side(self) -> str:
+        state = self.model.state_dict().items()
+        read = {name: tensor for name, tensor in state if not _is_image(name) and not _is_space(name)}
+        config = {key: value for key, value in self.model.model_cfg.items() if key != "vision_cfg"}
+        return _digest(config, self.model.geometry, _tokenizer_facts(self.tokenizer), _tensors(read))
+
+
+def open_system(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    prompts: Prompts | str | Path | None = None,
+) -> System:
+    """A system by its published key, its hub name, or where it lies.
+
+    Args:
+        name: a key of published.toml ("bioclip"), which brings hub name, revision and prompts; KEY=PATH for that
+            system's weights at a local folder or file; owner/repo or owner/repo@REVISION on the Hugging Face hub; a
+            model folder; or a weights file beside its open_clip_config.json. A folder that is named like a key is
+            meant by ./NAME.
+        revision: a commit of the hub repository, in place of the recipe's.
+        prompts: a preset, a file (`data.prompts.read_prompts`) or prompts; by default those of the recipe, else
+            those the model was trained with.
+
+    Raises:
+        FileNotFoundError: no such folder, file or repository.
+        ValueError: what is there is not the system that was named, or it cannot be read.
+    """
+    key, _, path = str(name).partition("=")
+    recipe = recipes().get(key)
+    if recipe is None:
+        system = System.load(name, revision=revision, device=device)
+    else:
+        pinned = revision if path else revision or recipe.revision or None
+        system = System.load(path or recipe.hub, revision=pinned, device=device)
+        if system.model.geometry != recipe.geometry:
+            raise ValueError(
+                f"{system.source} is {system.model.geometry}, but {key} is {recipe.geometry}; is it another system?"
+            )
+        system = replace(system, name=recipe.title, recipe=recipe, prompts=read_prompts(recipe.prompts))
+    if prompts is not None:
+        system = replace(system, prompts=prompts if isinstance(prompts, Prompts) else read_prompts(prompts))
+    return system
+
+
+def _is_image(name: str) -> bool:
+    return name.startswith(("clip.visual.", "image_alpha."))
+
+
+def _is_space(name: str) -> bool:
+    return name.startswith(("logit_scale.", "manifold.", "clip.logit_bias"))
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _tensors(tensors: dict[str, Any]) -> list[tuple[str, str, list[int], str]]:
+    """Name, dtype, shape and digest of each; side by side, for a large model takes a second to hash."""
+
+    def one(name: str) -> tuple[str, str, list[int], str]:
+        tensor = tensors[name].detach().cpu().contiguous()
+        content = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        return name, str(tensor.dtype), list(tensor.shape), content
+
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        return list(pool.map(one, sorted(tensors)))
+
+
+def _tokenizer_facts(tokenizer: Any) -> list[Any]:
+    """What its tokens depend on: its kind, vocabulary, merges and options, as open_clip's two kinds keep them."""
+    inner = getattr(tokenizer, "tokenizer", None)  # of HFTokenizer
+    backend = getattr(inner, "backend_tokenizer", None)
+    options = {
+        key: value if isinstance(value, str | int | float | bool | None) else getattr(value, "__qualname__", "")
+        for key, value in vars(tokenizer).items()
+        if not key.startswith("cache")
+    }
+    vocabulary: Iterable[Any] = getattr(tokenizer, "encoder", None) or (inner.get_vocab() if inner else ())
+    return [
+        type(tokenizer).__qualname__,
+        options,
+        sorted(dict(vocabulary).items()) if vocabulary else [],
+        sorted((rank, list(pair)) for pair, rank in getattr(tokenizer, "bpe_ranks", {}).items()),
+        backend.to_str() if backend else "",
+    ]

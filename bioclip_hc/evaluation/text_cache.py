@@ -80,7 +80,7 @@ def texts_key(system: System, taxonomy: Taxonomy) -> str:
     """
     model = system.model
     device = next(model.parameters()).device.type
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {device} {model.geometry} {system.form!r}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {device} {model.geometry} {system.prompts!r}\n".encode())
     digest.update(repr(sorted(model.model_cfg.get("text_cfg", {}).items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith("clip.visual."):
