@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bioclip_hc import __version__, doctor, evaluate_cli, predict_cli, shards_cli
+from bioclip_hc import __version__, doctor, embed_cli, evaluate_cli, predict_cli, shards_cli, taxa_cli
 from bioclip_hc.data.captions import printable
 
 
@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"bioclip-hc {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    predict_cli.add_commands(commands)
+    predict_cli.add_command(commands)
+    embed_cli.add_command(commands)
+    taxa_cli.add_command(commands)
     evaluate_cli.add_command(commands)
     p = commands.add_parser("shards", help="build, split, index, verify or inspect shards")
     shards_cli.add_actions(p)

@@ -1,4 +1,4 @@
-"""bioclip-hc predict and embed: photographs named, or turned into vectors.
+"""bioclip-hc predict: names for photographs.
 
 Everything heavy is imported inside the command that needs it, so that --help answers at once.
 """
@@ -6,129 +6,158 @@ Everything heavy is imported inside the command that needs it, so that --help an
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from bioclip_hc.cli_options import device, model_options
 from bioclip_hc.taxonomy import RANKS
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+if TYPE_CHECKING:
+    from bioclip_hc.prediction.progress import Progress
+    from bioclip_hc.predictor import Predictor
+
+DECODERS = ("independent", "top-down", "path")
 
 
-def add_commands(commands: Any) -> None:
-    """Give the command line its `predict` and `embed`."""
+def add_command(commands: Any) -> None:
+    """Give the command line its `predict`."""
     p = commands.add_parser("predict", help="name what is on photographs")
     p.set_defaults(command=_predict)
-    p.add_argument("images", nargs="+", help="image files or folders")
+    image_options(p)
     model_options(p)
-    p.add_argument("--rank", choices=RANKS, help="name only this rank; by default all seven")
-    p.add_argument("--k", type=int, default=1, help="answers per rank (default 1)")
+    text_options(p)
+    what = p.add_argument_group("what may be answered (by default a taxon of each rank)")
+    what.add_argument("--rank", choices=RANKS, help="name only this rank")
+    what.add_argument("--subset", metavar="CSV", help="only the taxa of this table, those below and above them")
+    what.add_argument(
+        "--classes",
+        "--cls",
+        metavar="FILE|A,B,C",
+        help="only these classes: a file with one a line, or names with commas; taxa, or any words",
+    )
+    what.add_argument("--bins", metavar="CSV", help="table of classes and bins: answered are bins, with their sums")
+    p.add_argument("--k", type=int, help="answers per rank (default 1), or per image of classes and bins (all)")
     p.add_argument(
         "--decode",
-        choices=("independent", "top-down"),
+        choices=DECODERS,
         default="independent",
-        help="choose each rank among all its taxa, or among the children of the taxon above",
+        help="choose each rank among all its taxa, or among the children of the taxon above, or the best path",
     )
-    p.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: table")
-
-    p = commands.add_parser("embed", help="write image embeddings (tangent vectors) to a .npz file")
-    p.set_defaults(command=_embed)
-    p.add_argument("images", nargs="+", help="image files or folders")
-    model_options(p)
-    p.add_argument("--output", required=True, help=".npz with file_name (N,) and embedding (N, D) float32")
-
-
-def _pictures(names: Iterable[str]) -> Iterator[Path]:
-    """Files as they are, folders as the pictures below them."""
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
-            if not found:
-                raise FileNotFoundError(f"{path} holds no pictures ({', '.join(PICTURES)})")
-            yield from found
-        else:
-            yield path
+    p.add_argument(
+        "--min-prob",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="leave out what is less probable; a path ends above the first of them",
+    )
+    p.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table", help="default: table")
+    p.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
 
 
-class _Readable:
-    """Readable pictures, opened; the others are reported and counted."""
+def image_options(p: argparse.ArgumentParser) -> None:
+    """Which images, and how they are read."""
+    p.add_argument("images", nargs="*", help="files, folders, quoted patterns ('photos/**/*.jpg'), or -")
+    p.add_argument("--from", dest="listed", metavar="FILE", help="a list of files, one a line; - is standard input")
+    p.add_argument("--null", "-0", action="store_true", help="names in the list end with zero bytes (find -print0)")
+    p.add_argument("--batch-size", type=int, default=64, help="images at once on the device (default 64)")
+    p.add_argument("--workers", type=int, help="threads that decode (by default one for each core; 0: none)")
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self.paths = paths
-        self.names: list[str] = []
-        self.failed = 0
 
-    def __iter__(self) -> Iterator[Any]:
-        from bioclip_hc.data.decode import decode_image
+def text_options(p: argparse.ArgumentParser) -> None:
+    """What names mean, and where their embeddings are kept."""
+    p.add_argument(
+        "--synonyms", metavar="CSV", help="table (columns synonym, accepted) for names that are not taxa"
+    )
+    p.add_argument("--no-cache", action="store_true", help="neither read nor keep text embeddings on disk")
 
-        for path in self.paths:
-            try:
-                image = decode_image(path.read_bytes())
-            except (ValueError, OSError) as error:
-                self.failed += 1
-                print(f"bioclip-hc: left out {path}: {error}", file=sys.stderr)
-                continue
-            self.names.append(str(path))
-            yield image
+
+def checked_images(options: argparse.Namespace) -> None:
+    """Raise for arguments that can be no images, before anything is loaded."""
+    from bioclip_hc.prediction.inputs import check_arguments
+
+    if not options.images and not options.listed:
+        raise ValueError("no images: name files, folders or patterns, or a list with --from")
+    if options.listed not in (None, "-") and not os.path.exists(options.listed):
+        raise FileNotFoundError(f"list of images {options.listed} does not exist")
+    check_arguments(name for name in options.images if name != "-")
+
+
+def files(options: argparse.Namespace) -> Iterator[str]:
+    """The images that were named, each once."""
+    from bioclip_hc.prediction.inputs import Files, listed_names
+
+    found = Files()
+    arguments = [name for name in options.images if name != "-"]
+    lists = ["-"] if len(arguments) < len(options.images) else []
+    lists += [options.listed] if options.listed and options.listed not in lists else []
+    return itertools.chain(
+        found.found(arguments),
+        *(found.found(listed_names(source, options.null), patterns=False) for source in lists),
+    )
+
+
+def total(options: argparse.Namespace) -> int | None:
+    """How many images there are, where that is plain to see."""
+    plain = not options.listed and all(os.path.isfile(name) for name in options.images)
+    return len(options.images) if plain else None
+
+
+def predictor(options: argparse.Namespace, progress: Progress) -> Predictor:
+    """The model that was named."""
+    from bioclip_hc.predictor import Predictor
+
+    return Predictor(
+        options.model,
+        options.taxonomy,
+        device(options.device),
+        synonyms=options.synonyms,
+        cache=not options.no_cache,
+        tell=progress.tell,
+    )
+
+
+def ended(progress: Progress, seen: int) -> int:
+    """The exit code, after a line on what was left out."""
+    if progress.left_out:
+        progress.tell(f"{progress.left_out} of {seen + progress.left_out} images left out")
+    return 1 if progress.left_out else 0
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from bioclip_hc.predictor import Predictor
+    from bioclip_hc.prediction.answers import BIN_COLUMNS, CLASS_COLUMNS, TAXON_COLUMNS
+    from bioclip_hc.prediction.output import destination
+    from bioclip_hc.prediction.progress import Progress
+    from bioclip_hc.prediction.writers import AnswerTable, make_writer
 
-    pictures = _Readable(_pictures(options.images))
-    predictor = Predictor(options.model, options.taxonomy, device(options.device))
-    answers = predictor.predict(pictures, rank=options.rank, k=options.k, decode=options.decode)
-    named = (p._replace(file_name=pictures.names[i]) for i, found in enumerate(answers) for p in found)
-    _WRITERS[options.format](p.to_dict() for p in named)
-    return 1 if pictures.failed else 0
-
-
-def _write_csv(rows: Iterable[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(sys.stdout, ["file_name", *RANKS, "common_name", "rank", "score"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row)
-
-
-def _write_json(rows: Iterable[dict[str, Any]]) -> None:
-    """One object a line, as results come."""
-    for row in rows:
-        print(json.dumps(row, ensure_ascii=False))
-
-
-def _write_table(rows: Iterable[dict[str, Any]]) -> None:
-    current = None
-    for row in rows:
-        if row["file_name"] != current:
-            current = row["file_name"]
-            print(current)
-        name = row[row["rank"]]
-        if row["rank"] == "species":
-            name = f"{row['genus']} {name}".strip()
-        common = f"  ({row['common_name']})" if row["common_name"] else ""
-        print(f"  {row['rank']:<8} {row['score']:6.1%}  {name}{common}")
-
-
-_WRITERS = {"table": _write_table, "csv": _write_csv, "json": _write_json}
-
-
-def _embed(options: argparse.Namespace) -> int:
-    import numpy as np
-    import torch
-
-    from bioclip_hc.evaluation.embeddings import embed_images
-    from bioclip_hc.model import load
-
-    pictures = _Readable(_pictures(options.images))
-    model, preprocess, _ = load(options.model, device=device(options.device))
-    single = ((torch.tensor([i]), preprocess(image)[None]) for i, image in enumerate(pictures))
-    _, embedding = embed_images(model, single)
-    with open(options.output, "wb") as file:  # given a name, savez would add .npz to it
-        np.savez(file, file_name=np.array(pictures.names), embedding=embedding.numpy())
-    print(f"{len(embedding)} embeddings of {model.embed_dim} numbers in {options.output}")
-    return 1 if pictures.failed else 0
+    checked_images(options)
+    if options.format == "parquet" and not options.output:
+        raise ValueError("--format parquet needs --output FILE")
+    columns = BIN_COLUMNS if options.bins else CLASS_COLUMNS if options.classes else TAXON_COLUMNS
+    seen = 0
+    with destination(options.output, keep_part=options.format != "parquet") as sink:
+        writer = make_writer(options.format, sink, columns, AnswerTable)
+        progress = Progress(sink.terminal, total(options))
+        try:
+            answers = predictor(options, progress).predict(
+                files(options),
+                rank=options.rank,
+                k=options.k,
+                decode=options.decode,
+                min_prob=options.min_prob,
+                subset=options.subset,
+                classes=options.classes,
+                bins=options.bins,
+                batch_size=options.batch_size,
+                workers=options.workers,
+                on_error=progress.leave_out,
+            )
+            for found in answers:
+                writer.write(found.rows(columns))
+                progress.advance()
+                seen += 1
+            writer.close()
+        finally:
+            progress.close()
+    return ended(progress, seen)

@@ -1,165 +1,262 @@
-"""Name what is on a photograph.
+"""Name what is on photographs.
 
-# N images, T taxa, R ranks, k answers per rank
+# N images, T taxa, D embed, b images of a batch
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from bioclip_hc.data.decode import DecodeError, decode_image
-from bioclip_hc.evaluation.embeddings import embed_taxa
-from bioclip_hc.evaluation.protocols import top_down
-from bioclip_hc.kernels import level_infonce, rank_topk
-from bioclip_hc.model import load, resolve_folder
+from bioclip_hc.data.names import NameTable
+from bioclip_hc.data.parallel import usable_processes
+from bioclip_hc.evaluation.systems import System
+from bioclip_hc.evaluation.text_cache import taxa_texts
+from bioclip_hc.model import resolve_folder
+from bioclip_hc.prediction.answers import Answers, Prediction
+from bioclip_hc.prediction.classes import (
+    ClassDecoder,
+    Classes,
+    read_bins,
+    read_classes,
+    resolve_bins,
+    resolve_classes,
+)
+from bioclip_hc.prediction.reading import Batch, ImageLike, OnError, batches
+from bioclip_hc.prediction.subset import read_subset
+from bioclip_hc.prediction.taxa import TaxonDecoder, check_options
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
+__all__ = ["Answers", "Embedding", "Prediction", "Predictor", "read_taxonomy"]
+
 TAXONOMY = "taxonomy.json"
+Decoder = TaxonDecoder | ClassDecoder
 
 
-class Prediction(NamedTuple):
-    """One answer for one image.
-
-    lineage: seven names, "" where unknown or below `rank`; probability: softmax over the taxa of the rank.
-    """
+class Embedding(NamedTuple):
+    """file_name: "" for an image that is no file; vector: (D,) float32, a tangent vector at the origin."""
 
     file_name: str
-    rank: str
-    taxon: int
-    lineage: tuple[str, ...]
-    common_name: str
-    probability: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """file_name, kingdom ... species, common_name, rank, score."""
-        names = dict(zip(RANKS, self.lineage, strict=True))
-        return {
-            "file_name": self.file_name,
-            **names,
-            "common_name": self.common_name,
-            "rank": self.rank,
-            "score": round(self.probability, 6),
-        }
+    vector: np.ndarray
 
 
 class Predictor:
-    """A trained model with the names it can give; texts are embedded once, when it is made.
+    """A trained model with the names it can give.
+
+    Texts are embedded when they are first needed, and kept on disk for the next time (`evaluation.text_cache`).
 
     Args:
-        model: a model folder or hub repository, as `bioclip_hc.load` takes it.
-        taxonomy: a table (.csv, .csv.gz), a saved .json, or a Taxonomy; by default the model folder's own.
-        device: where to compute.
+        model: a model folder or hub repository, as `bioclip_hc.load` takes it, or a System.
+        taxonomy: a table (.csv, .csv.gz), a saved .json, or a Taxonomy; by default the model folder's own. The
+            user's own classes need none.
+        device: where to compute; a System is where it is.
+        synonyms: a table (columns synonym, accepted) for names that the taxonomy lacks.
+        cache: where text embeddings are kept: True, False, or a folder.
+        tell: called with what is worth knowing and no error.
 
     Raises:
-        FileNotFoundError: no such model, or no taxonomy given and none in the folder.
+        FileNotFoundError: no such model.
+        ValueError: a model or table that cannot be read.
     """
 
     def __init__(
-        self, model: str | Path, taxonomy: str | Path | Taxonomy | None = None, device: str | torch.device = "cpu"
+        self,
+        model: str | Path | System,
+        taxonomy: str | Path | Taxonomy | None = None,
+        device: str | torch.device = "cpu",
+        *,
+        synonyms: str | Path | None = None,
+        cache: bool | str | Path = True,
+        tell: Callable[[str], object] = warnings.warn,
     ) -> None:
-        folder = resolve_folder(model)
-        self.taxonomy = read_taxonomy(folder, taxonomy)
-        self.model, self.preprocess, tokenizer = load(folder, device=device)
-        self.device = torch.device(device)
-        self._text = embed_taxa(self.model, self.taxonomy, tokenizer).to(self.device)
-        self._text_rank = torch.from_numpy(self.taxonomy.rank).to(self.device)
-        self._space: dict[str, Any] = {
-            "scale": self.model.logit_scale().item(),
-            "curv": self.model.manifold.curv.item(),
-            "geometry": self.model.geometry,
-        }
+        self._folder = None if isinstance(model, System) else resolve_folder(model)
+        self._taxonomy = read_taxonomy(self._folder or Path(), taxonomy) if taxonomy is not None else None
+        self.system = model if isinstance(model, System) else System.load(self._folder or model, device=device)
+        self.model, self.preprocess = self.system.model, self.system.preprocess
+        self.device = next(self.model.parameters()).device
+        self.tell = tell
+        self._synonyms, self._cache = synonyms, cache
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The taxa to choose among.
+
+        Raises:
+            FileNotFoundError: none was given, and the model has none.
+        """
+        if self._taxonomy is not None:
+            return self._taxonomy
+        return read_taxonomy(self._folder or Path(self.system.name))
+
+    @cached_property
+    def names(self) -> NameTable:
+        """The taxonomy's names, common names and synonyms."""
+        return NameTable(self.taxonomy, self._synonyms)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """(T, D): the embedding of each taxon's text, on the device."""
+        return self._embedded(self.taxonomy)
 
     def predict(
         self,
-        images: Iterable[str | Path | Image.Image],
+        images: Iterable[ImageLike],
         *,
         rank: str | None = None,
-        k: int = 1,
+        k: int | None = None,
         decode: str = "independent",
+        min_prob: float = 0.0,
+        subset: str | Path | np.ndarray | None = None,
+        classes: str | Path | Sequence[str] | None = None,
+        bins: str | Path | None = None,
         batch_size: int = 64,
-    ) -> Iterable[list[Prediction]]:
-        """Answers for each image, as they come.
+        workers: int | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[Answers]:
+        """Answers for each image, in order, as they come.
 
         Args:
-            images: files, or PIL images.
+            images: files, or PIL images; taken by a thread, a little ahead.
             rank: the rank to name; by default all ranks, coarse to fine.
-            k: answers per rank, best first ("top-down" gives one).
+            k: answers per rank, best first; 1 by default, which the decoders of paths alone give. Of classes or
+                bins all by default.
             decode: "independent" chooses at each rank among all its taxa; "top-down" among the children of the
-                taxon chosen above.
+                taxon chosen above; "path" the path of the tree that is best as a whole.
+            min_prob: answers less probable than this are left out; a path ends above the first of them.
+            subset: a table of taxa (`prediction.subset.read_subset`), or (T,) bool: the taxa that may be answered.
+            classes: the user's own classes in place of the taxa: a file with one a line, a text with commas, or
+                a list. Names that the taxonomy knows are taxa, others free words.
+            bins: a table of classes and bins; answered are bins, with the sums of their classes.
+            batch_size: images at once on the device, at most.
+            workers: threads that decode; by default one for each core; 0: this one.
+            on_error: an image that cannot be read is an error ("raise"), left out ("skip"), or given to a function
+                of its name and the error, and left out.
 
         Yields:
-            one list per image; an image that cannot be read raises DecodeError, or OSError if it is missing.
+            one list of answers per readable image.
 
         Raises:
-            ValueError: an unknown rank or decode, or k with "top-down".
+            ValueError: options that do not fit each other, ambiguous names, tables that cannot be read.
+            DecodeError, OSError: an image that cannot be read.
         """
-        if decode not in ("independent", "top-down"):
-            raise ValueError(f"decode must be 'independent' or 'top-down', got {decode!r}")
-        if decode == "top-down" and k != 1:
-            raise ValueError(f"decode='top-down' gives one answer per rank, got k={k}")
-        ranks = list(range(len(RANKS))) if rank is None else [rank_index(rank)]
-        return self._stream(images, ranks, k, decode, batch_size)
+        decoder = self.decoder(
+            rank=rank, k=k, decode=decode, min_prob=min_prob, subset=subset, classes=classes, bins=bins
+        )
+        stream = self._batches(images, batch_size, workers, on_error)
+        return self._answers(stream, decoder)
 
-    def _stream(
-        self, images: Iterable[str | Path | Image.Image], ranks: list[int], k: int, decode: str, batch_size: int
-    ) -> Iterable[list[Prediction]]:
-        names: list[str] = []
-        pixels: list[torch.Tensor] = []
-        for image in images:
-            pixels.append(self.preprocess(_opened(image)))
-            names.append("" if isinstance(image, Image.Image) else str(image))
-            if len(pixels) == batch_size:
-                yield from self._answers(names, pixels, ranks, k, decode)
-                names, pixels = [], []
-        if pixels:
-            yield from self._answers(names, pixels, ranks, k, decode)
+    def embed(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[Embedding]:
+        """The embedding of each image, in order, as they come; arguments and errors as in `predict`."""
+        return self._embeddings(self._batches(images, batch_size, workers, on_error))
+
+    def decoder(
+        self,
+        *,
+        rank: str | None = None,
+        k: int | None = None,
+        decode: str = "independent",
+        min_prob: float = 0.0,
+        subset: str | Path | np.ndarray | None = None,
+        classes: str | Path | Sequence[str] | None = None,
+        bins: str | Path | None = None,
+    ) -> Decoder:
+        """What turns image embeddings into answers; arguments and errors as in `predict`."""
+        check_options(1 if k is None else k, decode, min_prob)
+        ranks = range(len(RANKS)) if rank is None else [rank_index(rank)]
+        if classes is None and bins is None:
+            candidates = subset if isinstance(subset, np.ndarray | None) else self.candidates(subset)
+            return TaxonDecoder(
+                self.taxonomy,
+                self.text,
+                self.system.space,
+                ranks=ranks,
+                k=k or 1,
+                decode=decode,
+                min_prob=min_prob,
+                candidates=candidates,
+            )
+        if sum((classes is not None, bins is not None, rank is not None or subset is not None)) > 1:
+            raise ValueError("classes, bins and rank or subset exclude each other: they say what may be answered")
+        if decode != "independent":
+            raise ValueError(f"decode={decode!r} follows the tree, in which classes and bins have no place")
+        found = self.classes(classes, bins)
+        text = self.embed_classes(found)
+        return ClassDecoder(found, self._known_taxonomy(), text, self.system.space, k=k, min_prob=min_prob)
+
+    def candidates(self, subset: str | Path) -> np.ndarray:
+        """(T,) bool: the taxa that a table of taxa leaves."""
+        return read_subset(subset, self.names, self.tell)
+
+    def classes(self, classes: str | Path | Sequence[str] | None, bins: str | Path | None) -> Classes:
+        """The user's classes, or bins of them, looked up."""
+        names = self.names if self._known_taxonomy() else None
+        if bins is not None:
+            return resolve_bins(read_bins(bins, self.tell), names, self.tell)
+        return resolve_classes(read_classes(classes or []), names, self.tell)
+
+    def embed_classes(self, classes: Classes) -> Tensor:
+        """(C, D): the embeddings of the user's classes, on the device.
+
+        They are those of a small taxonomy that holds them all, in which free words are kingdoms: so they are put
+        into the same sentences as taxa.
+        """
+        taxonomy = self._known_taxonomy()
+        common = taxonomy.extra.get("common_name") if taxonomy else None
+        known = [t if taxonomy and t >= 0 else -1 for t in classes.taxa]
+        lineages = [
+            taxonomy.lineage_names(t) if taxonomy and t >= 0 else (name, *[""] * (len(RANKS) - 1))
+            for name, t in zip(classes.names, known, strict=True)
+        ]
+        small = Taxonomy.from_lineages(lineages, [common[t] if common and t >= 0 else "" for t in known])
+        ids = small.encode_many(lineages).max(axis=1)  # the deepest has the largest
+        return self._embedded(small)[torch.from_numpy(ids).to(self.device)]
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _known_taxonomy(self) -> Taxonomy | None:
+        try:
+            return self.taxonomy
+        except FileNotFoundError:
+            return None
+
+    def _embedded(self, taxonomy: Taxonomy) -> Tensor:
+        return taxa_texts(self.system, taxonomy, cache=self._cache, tell=self.tell).to(self.device)
+
+    def _batches(
+        self, images: Iterable[ImageLike], batch_size: int, workers: int | None, on_error: OnError
+    ) -> Iterator[Batch]:
+        workers = usable_processes() if workers is None else workers
+        return batches(images, self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
 
     @torch.inference_mode()
-    def _answers(
-        self, names: Sequence[str], pixels: Sequence[torch.Tensor], ranks: list[int], k: int, decode: str
-    ) -> Iterable[list[Prediction]]:
-        image = self.model.encode_image(torch.stack(list(pixels)).to(self.device)).float()
-        if decode == "top-down":
-            taxa = top_down(image, self._text, self.taxonomy, **self._space)[:, :, None]
-        else:
-            taxa = (
-                rank_topk(image, self._text, self._text_rank, k=k, ranks=len(RANKS), **self._space)[1].cpu().numpy()
-            )
-        probability = np.stack([self._probability(image, taxa[:, :, i]) for i in range(taxa.shape[2])], axis=2)
-        for i, name in enumerate(names):
-            yield [
-                self._prediction(name, r, int(taxa[i, r, j]), float(probability[i, r, j]))
-                for r in ranks
-                for j in range(taxa.shape[2])
-                if taxa[i, r, j] >= 0
-            ]
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels.to(self.device)).float()
 
-    def _probability(self, image: torch.Tensor, taxa: np.ndarray) -> np.ndarray:
-        """(N, R) softmax probability of the given taxa (N, R) among all of their rank: exp of minus their nll."""
-        labels = torch.from_numpy(taxa).to(self.device)
-        text_taxon = torch.arange(len(self._text), device=self.device)
-        nll, _ = level_infonce(image, self._text, labels, self._text_rank, text_taxon, **self._space)
-        return nll.neg().exp().cpu().numpy()
+    def _answers(self, stream: Iterator[Batch], decoder: Decoder) -> Iterator[Answers]:
+        for names, pixels in stream:
+            yield from decoder(names, self._encode(pixels))
 
-    def _prediction(self, file_name: str, r: int, taxon: int, probability: float) -> Prediction:
-        common = self.taxonomy.extra.get("common_name")
-        return Prediction(
-            file_name,
-            RANKS[r],
-            taxon,
-            self.taxonomy.lineage_names(taxon),
-            common[taxon] if common else "",
-            probability,
-        )
+    def _embeddings(self, stream: Iterator[Batch]) -> Iterator[Embedding]:
+        for names, pixels in stream:
+            yield from map(Embedding, names, self._encode(pixels).cpu().numpy())
 
 
-def read_taxonomy(folder: Path, taxonomy: str | Path | Taxonomy | None = None) -> Taxonomy:
+def read_taxonomy(folder: Path, taxonomy: str | os.PathLike[str] | Taxonomy | None = None) -> Taxonomy:
     """The taxonomy given as a path or as itself, else the one saved with the model.
 
     Raises:
@@ -168,16 +265,7 @@ def read_taxonomy(folder: Path, taxonomy: str | Path | Taxonomy | None = None) -
     if isinstance(taxonomy, Taxonomy):
         return taxonomy
     if taxonomy is not None:
-        return Taxonomy.read(taxonomy)
+        return Taxonomy.read(Path(taxonomy))
     if not (folder / TAXONOMY).is_file():
         raise FileNotFoundError(f"{folder} has no {TAXONOMY}; name a table of taxa (columns {', '.join(RANKS)})")
     return Taxonomy.load(folder / TAXONOMY)
-
-
-def _opened(image: str | Path | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        return decode_image(Path(image).read_bytes())
-    except DecodeError as error:
-        raise DecodeError(f"{image}: {error}") from None

@@ -48,7 +48,7 @@ def test_probabilities_are_a_softmax_over_the_taxa_of_a_rank(predictor, photos):
         one = torch.tensor(predictor.model.manifold.curv.item())
         scale = predictor.model.logit_scale().squeeze()
         space = (scale, one, predictor.model.geometry, "tangent")
-        expected = logits(image, predictor._text[taxa], *space).softmax(1).numpy()
+        expected = logits(image, predictor.text[taxa], *space).softmax(1).numpy()
     for row, found in zip(expected, answers, strict=True):
         assert sorted(p.taxon for p in found) == taxa.tolist()
         assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
@@ -103,5 +103,5 @@ def test_unreadable_picture_is_named(predictor, tmp_path):
 def test_a_model_without_taxonomy_asks_for_one(predictor, tmp_path):
     predictor.model.save_pretrained(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="name a table of taxa"):
-        Predictor(tmp_path / "bare")
+        Predictor(tmp_path / "bare").predict([])
     assert Predictor(tmp_path / "bare", predictor.taxonomy).taxonomy is predictor.taxonomy

@@ -1,0 +1,103 @@
+"""From photographs to batches of pixels, decoded ahead of the model.
+
+# b images of a batch
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bioclip_hc.data.decode import DecodeError, Photograph
+from bioclip_hc.prediction.ahead import ahead
+from bioclip_hc.prediction.inputs import picture_bytes
+
+ImageLike = str | os.PathLike[str] | Image.Image
+OnError = str | Callable[[str, Exception], object]
+"""What becomes of an image that cannot be read: "raise", "skip", or a function of its name and the error."""
+
+
+class Batch(NamedTuple):
+    """names: of files, "" for PIL images; pixels: (b, 3, H, W) as the model wants them."""
+
+    names: list[str]
+    pixels: Tensor
+
+
+def batches(
+    images: Iterable[ImageLike],
+    preprocess: Callable[[Image.Image], Any],
+    *,
+    batch_size: int,
+    workers: int,
+    on_error: OnError,
+) -> Generator[Batch, None, None]:
+    """All readable images in order. Batches grow from one image to `batch_size`: the first answer is there at once.
+
+    Raises:
+        ValueError: arguments out of range.
+        DecodeError, OSError: an image that cannot be read, named, with on_error="raise"; after those before it.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+    if not callable(on_error) and on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise', 'skip' or a function, got {on_error!r}")
+    return _batches(images, preprocess, batch_size, workers, on_error)
+
+
+def _batches(
+    images: Iterable[ImageLike], preprocess: Any, batch_size: int, workers: int, on_error: OnError
+) -> Generator[Batch, None, None]:
+    def prepared(image: ImageLike) -> tuple[str, Tensor | Exception]:
+        name = "" if isinstance(image, Image.Image) else os.fspath(image)
+        try:
+            return name, preprocess(_opened(image))
+        except (ValueError, OSError) as error:  # DecodeError is a ValueError
+            return name, error
+
+    names: list[str] = []
+    rows: list[Tensor] = []
+    size = 1
+    results = ahead(prepared, images, workers)
+    try:
+        for name, result in results:
+            if isinstance(result, Exception):
+                if callable(on_error):
+                    on_error(name, result)
+                elif on_error == "raise":
+                    if names:
+                        yield Batch(names, torch.stack(rows))
+                    raise named(name, result)
+                continue
+            names.append(name)
+            rows.append(result)
+            if len(names) == size:
+                yield Batch(names, torch.stack(rows))
+                names, rows, size = [], [], min(2 * size, batch_size)
+        if names:
+            yield Batch(names, torch.stack(rows))
+    finally:
+        results.close()
+
+
+def named(name: str, error: Exception) -> Exception:
+    """The error with the image's name in front."""
+    if isinstance(error, DecodeError):
+        return DecodeError(f"{name}: {error}" if name else str(error))
+    return error if getattr(error, "filename", None) else type(error)(f"{name}: {error}")
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the file's name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return Image.fromarray(Photograph(picture_bytes(os.fspath(image))).pixels())
