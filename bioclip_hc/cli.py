@@ -1,4 +1,4 @@
-"""bioclip-hc: predict, embed, evaluate, shards, doctor.
+"""bioclip-hc: predict, embed, list-taxa, list-models, evaluate, shards, doctor.
 
 Everything heavy is imported inside the command that needs it, so that --help answers at once.
 """
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bioclip_hc import __version__, doctor, embed_cli, evaluate_cli, predict_cli, shards_cli, taxa_cli
+from bioclip_hc import __version__, doctor, embed_cli, evaluate_cli, lists_cli, predict_cli, shards_cli
 from bioclip_hc.data.captions import printable
 
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     predict_cli.add_command(commands)
     embed_cli.add_command(commands)
-    taxa_cli.add_command(commands)
+    lists_cli.add_commands(commands)
     evaluate_cli.add_command(commands)
     p = commands.add_parser("shards", help="build, split, index, verify or inspect shards")
     shards_cli.add_actions(p)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 def model_options(p: argparse.ArgumentParser) -> None:
     """Which model, which taxa, where."""
-    p.add_argument("--model", required=True, help="model folder, or owner/repo on the Hugging Face hub")
+    p.add_argument(
+        "--model", required=True, help="model folder, owner/repo on the Hugging Face hub, or a key of list-models"
+    )
     p.add_argument("--taxonomy", help="table of the taxa to choose among; by default the model's own")
     p.add_argument("--device", default=None, help="cpu, cuda, ...; by default cuda where there is one")
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bioclip_hc.cli_options import device, model_options
+from bioclip_hc.cli_options import add_prompt_options, device, model_options, prompts_of
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def image_options(p: argparse.ArgumentParser) -> None:
 
 
 def text_options(p: argparse.ArgumentParser) -> None:
-    """What names mean, and where their embeddings are kept."""
+    """In which words the model is asked, what names mean, and where their embeddings are kept."""
+    add_prompt_options(p)
+    p.add_argument("--revision", metavar="COMMIT", help="of a hub repository")
     p.add_argument(
         "--synonyms", metavar="CSV", help="table (columns synonym, accepted) for names that are not taxa"
     )
@@ -112,6 +114,8 @@ def predictor(options: argparse.Namespace, progress: Progress) -> Predictor:
         options.model,
         options.taxonomy,
         device(options.device),
+        revision=options.revision,
+        prompts=prompts_of(options),
         synonyms=options.synonyms,
         cache=not options.no_cache,
         tell=progress.tell,

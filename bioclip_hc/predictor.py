@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bioclip_hc.data.names import NameTable
 from bioclip_hc.data.parallel import usable_processes
-from bioclip_hc.evaluation.systems import System
+from bioclip_hc.data.prompts import Prompts
+from bioclip_hc.evaluation.systems import System, open_system
 from bioclip_hc.evaluation.text_cache import taxa_texts
 from bioclip_hc.model import resolve_folder
 from bioclip_hc.prediction.answers import Answers, Prediction
@@ -54,10 +55,12 @@ class Predictor:
     Texts are embedded when they are first needed, and kept on disk for the next time (`evaluation.text_cache`).
 
     Args:
-        model: a model folder or hub repository, as `bioclip_hc.load` takes it, or a System.
+        model: a model folder, hub repository or published system, as `evaluation.systems.open_system` takes it, or
+            a System, which is asked where it is and as it is.
         taxonomy: a table (.csv, .csv.gz), a saved .json, or a Taxonomy; by default the model folder's own. The
             user's own classes need none.
-        device: where to compute; a System is where it is.
+        device, revision, prompts: where to compute, which commit of a hub repository, and in which words taxa are
+            asked for, as in `open_system`.
         synonyms: a table (columns synonym, accepted) for names that the taxonomy lacks.
         cache: where text embeddings are kept: True, False, or a folder.
         tell: called with what is worth knowing and no error.
@@ -73,13 +76,18 @@ class Predictor:
         taxonomy: str | Path | Taxonomy | None = None,
         device: str | torch.device = "cpu",
         *,
+        revision: str | None = None,
+        prompts: Prompts | str | Path | None = None,
         synonyms: str | Path | None = None,
         cache: bool | str | Path = True,
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
-        self._folder = None if isinstance(model, System) else resolve_folder(model)
-        self._taxonomy = read_taxonomy(self._folder or Path(), taxonomy) if taxonomy is not None else None
-        self.system = model if isinstance(model, System) else System.load(self._folder or model, device=device)
+        self._taxonomy = read_taxonomy(Path(), taxonomy) if taxonomy is not None else None
+        self.system = (
+            model
+            if isinstance(model, System)
+            else open_system(model, revision=revision, device=device, prompts=prompts)
+        )
         self.model, self.preprocess = self.system.model, self.system.preprocess
         self.device = next(self.model.parameters()).device
         self.tell = tell
@@ -94,7 +102,7 @@ class Predictor:
         """
         if self._taxonomy is not None:
             return self._taxonomy
-        return read_taxonomy(self._folder or Path(self.system.name))
+        return read_taxonomy(home(self.system))
 
     @cached_property
     def names(self) -> NameTable:
@@ -254,6 +262,19 @@ class Predictor:
     def _embeddings(self, stream: Iterator[Batch]) -> Iterator[Embedding]:
         for names, pixels in stream:
             yield from map(Embedding, names, self._encode(pixels).cpu().numpy())
+
+
+def home(system: System) -> Path:
+    """The folder that a system's weights are in, which may have a taxonomy beside them.
+
+    Raises:
+        FileNotFoundError: it was not read from one.
+    """
+    if not system.source:
+        raise FileNotFoundError(f"{system.name} is not from a folder; name a table of taxa")
+    hub = system.source.partition("@")[0] if system.revision else system.source
+    path = resolve_folder(hub, system.revision or None)
+    return path if path.is_dir() else path.parent
 
 
 def read_taxonomy(folder: Path, taxonomy: str | os.PathLike[str] | Taxonomy | None = None) -> Taxonomy:

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,7 +24,6 @@ from bioclip_hc.evaluation.systems import System
 from bioclip_hc.taxonomy import Taxonomy
 
 FORMAT_VERSION = "1"
-PROBES = 256  # texts whose tokens tell tokenizers apart
 
 
 def text_cache_folder() -> Path:
@@ -75,27 +73,14 @@ def taxa_texts(
 def texts_key(system: System, taxonomy: Taxonomy) -> str:
     """SHA-256 (hex) of all that the text embeddings depend on.
 
-    These are the weights but those of the image tower, the tokenizer (its class, vocabulary and what it makes of
-    some of the taxa), the words, the taxa in their own letters with common names, and the kind of device.
+    These are the system's text side with its tokenizer and words (`System.text_fingerprint`), the taxa in their own
+    letters with common names, and the kind of device.
     """
-    model = system.model
-    device = next(model.parameters()).device.type
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {device} {model.geometry} {system.prompts!r}\n".encode())
-    digest.update(repr(sorted(model.model_cfg.get("text_cfg", {}).items())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("clip.visual."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    tokenizer = system.tokenizer
-    get_vocab = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", None)
-    vocabulary = get_vocab() if get_vocab else getattr(tokenizer, "encoder", {})
-    digest.update(f"{type(tokenizer).__qualname__} {sorted(vocabulary.items())}".encode())
-    probes = np.unique(np.linspace(0, taxonomy.size - 1, PROBES).astype(int)).tolist()
-    digest.update(tokenizer([" ".join(taxonomy.path(t)) for t in probes]).numpy().tobytes())
+    device = next(system.model.parameters()).device.type
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {device} {system.text_fingerprint}\n".encode())
     digest.update(taxonomy.rank.tobytes() + taxonomy.parent.tobytes())
     names = [taxonomy.name(t) for t in range(taxonomy.size)]
-    for text in (*names, *taxonomy.extra.get("common_name", ())):
-        digest.update(f"{text}\0".encode())
+    digest.update("\0".join([*names, *taxonomy.extra.get("common_name", ())]).encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Rows as csv, json (one object a line), parquet, or a table for people.
 
 A row is a mapping of columns. All text is UTF-8 whatever the locale. The odd bytes of a name that is not UTF-8 are
-written out in csv and parquet (as \\udcff); in json they are its own escapes, of which Python's `os.fsencode` makes the
+written out in csv and parquet (as \\udcff); json has its own escapes for them, of which `os.fsencode` makes the
 name again; a table shows them as it shows all that moves a cursor.
 """
 

@@ -1,4 +1,7 @@
-"""bioclip-hc list-taxa: what a model can name. Needs no torch where the model is a folder."""
+"""bioclip-hc list-taxa and list-models: what a model can name, and which models have names of their own.
+
+Neither needs torch where the model is a folder.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ COLUMNS = {**dict.fromkeys(RANKS, "text"), "common_name": "text", "rank": "text"
 ROWS_AT_ONCE = 1024
 
 
-def add_command(commands: Any) -> None:
-    """Give the command line its `list-taxa`."""
+def add_commands(commands: Any) -> None:
+    """Give the command line its `list-taxa` and `list-models`."""
+    p = commands.add_parser("list-models", help="list the published systems that --model knows by a key")
+    p.set_defaults(command=_list_models)
+
     p = commands.add_parser("list-taxa", aliases=["list-tol-taxa"], help="list the taxa that a model can name")
     p.set_defaults(command=_list_taxa)
-    p.add_argument("--model", help="model folder, or owner/repo on the Hugging Face hub")
+    p.add_argument("--model", help="as of predict")
     p.add_argument("--taxonomy", help="table of taxa, in place of the model's own")
     p.add_argument("--rank", choices=RANKS, help="only this rank")
     p.add_argument("--below", metavar="NAME", help="only this taxon and those below it: a name, or a whole path")
@@ -54,9 +60,10 @@ def _taxonomy(options: argparse.Namespace) -> Taxonomy:
         raise ValueError("whose taxa? name a --model or a --taxonomy")
     folder = Path(options.model)
     if not folder.is_dir():
-        from bioclip_hc.model import resolve_folder
+        from bioclip_hc.evaluation.systems import open_system
+        from bioclip_hc.predictor import home
 
-        folder = resolve_folder(options.model)
+        folder = home(open_system(options.model))
     if not (folder / "taxonomy.json").is_file():
         raise FileNotFoundError(f"{folder} has no taxonomy.json; name a table of taxa with --taxonomy")
     return Taxonomy.load(folder / "taxonomy.json")
@@ -84,3 +91,11 @@ def _rows(taxonomy: Taxonomy, taxa: Any) -> Iterator[dict[str, str]]:
     for t in taxa.tolist():
         names = dict(zip(RANKS, taxonomy.lineage_names(t), strict=True))
         yield {**names, "common_name": common[t] if common else "", "rank": RANKS[int(taxonomy.rank[t])]}
+
+
+def _list_models(options: argparse.Namespace) -> int:
+    from bioclip_hc.evaluation.published import recipes
+
+    for recipe in recipes().values():
+        print(f"{recipe.key:<24} {recipe.title:<24} {recipe.hub}{'@' + recipe.revision if recipe.revision else ''}")
+    return 0
