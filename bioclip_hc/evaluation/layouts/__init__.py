@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BENCHMARKS = {
     "inat21": "iNaturalist 2021: class folders, or val.json, or both (val, train_mini, train)",
     "rare-species": "Rare Species: its catalogue, and the pictures found by their ids",
+    "crypticbio": "CrypticBio: its tables, and the pictures at their addresses, once fetched",
     "manifest": "any CSV, TSV or parquet table with a path column and columns of ranks; BioCLIP's CSV is one",
     "treeoflife": "held-out shards of TreeOfLife-10M's format",
 }
@@ -34,14 +35,18 @@ def open_benchmark(kind: str, data: PathLike | Sequence[PathLike], **options: An
         kind: one of `BENCHMARKS`.
         data: where it is: a folder or a table; of treeoflife shards, as `expand_shards` names them.
         options: by kind (an option of None is as good as not given):
-            images (manifest, rare-species): folder that relative paths start from, or in which pictures are found;
-                by default the table's own, or the dataset's.
-            split (inat21): "val", "train_mini" or "train", of a folder that holds several; by default val.
+            images (all but treeoflife): folder that relative paths start from, or in which pictures are found; by
+                default the table's own, or the dataset's, or (crypticbio) "images" beside the table.
+            split (inat21, crypticbio): which part of a folder that holds several: "val" (the default),
+                "train_mini", "train"; "common", "common-unseen", "endangered", "invasive".
+            download (crypticbio): fetch pictures that are missing; by default nothing is fetched.
+            retry_dead, at_once (crypticbio): with it, ask also for addresses that were refused before; how many
+                are fetched beside each other.
             allow_outside (all but treeoflife): use files outside of that folder, which absolute paths, "..", and
                 symbolic links may lead to; by default such rows are left out.
             taxonomy, synonyms (treeoflife): where flat captions are looked up, a Taxonomy and the path of a table.
             cache, allow_pipe (treeoflife): as of `expand_shards`.
-            say (treeoflife): takes lines of progress for people.
+            say (treeoflife, crypticbio): takes lines of progress for people.
 
     Raises:
         ValueError: no such kind; an option that this kind does not take; data that are not of this layout, or of
