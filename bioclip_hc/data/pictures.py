@@ -1,8 +1,8 @@
 """Photographs at http(s) addresses, brought one file each into a folder, and the memory of those that are gone.
 
     FOLDER/ab/abcdef0123....jpg   a photograph; its name is the hash of its address, signatures left out
-    FOLDER/failed.jsonl           {"key", "url", "reason", "lasting"} of each that could not be had; of a key's lines
-                                  the last one counts
+    FOLDER/failed.jsonl           {"key", "url", "reason", "lasting"} of each that could not be had; the last
+                                  line of a key counts
     FOLDER/parts/KEY/             what is on its way
     FOLDER/lock                   held by the one process that fetches
 
