@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 TIME_MARGIN, TIME_SLACK = 0.25, 0.05  # of the ratio, and added to it
 MEMORY_MARGIN, MEMORY_SLACK_MIB = 0.10, 8.0
 DIFFER = "runs that differ"
-CHECKED = ("loss", "maps", "topk")  # suites that have an in_check()
+CHECKED = ("loss", "maps", "topk", "score")  # suites that have an in_check()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ SUITES = {  # in the order shown; others follow
     "loss": "The loss, D = 512, fp32 where a problem's name does not say bf16",
     "maps": "Maps and inner product, curvature 1.3",
     "topk": "The best texts of each rank",
+    "score": "A score in full, iNaturalist 2021's tree",
     "data": "Reading the data",
     "step": "A training step",
 }
