@@ -152,6 +152,76 @@ def test_the_lorentz_centroid_lies_on_the_hyperboloid_among_its_points(seed: int
     assert all(cost(other) >= least - 1e-9 for other in others)
 
 
+@pytest.mark.parametrize("curv", [1.0, 0.4])
+def test_the_lorentz_centroid_is_where_gradient_descent_on_the_hyperboloid_ends(curv: float) -> None:
+    """Steps against the Riemannian gradient of the mean Lorentz distance squared, by the exponential map."""
+    rng = np.random.default_rng(7)
+    v = rng.normal(size=(6, 4)) * 0.8
+    points = np.stack([point(row, curv) for row in v])
+    sign = np.array([-1.0, 1, 1, 1, 1])
+    x = point(np.zeros(4), curv)
+    for _ in range(200):
+        slope = sign * (-2 * (points * sign).mean(axis=0))  # of mean_i -2/c - 2 <x, y_i>, raised by the metric
+        slope += curv * minkowski(x, slope) * x  # onto the tangent space at x
+        step = -0.2 * slope
+        length = math.sqrt(max(minkowski(step, step), 0)) * math.sqrt(curv)
+        if length < 1e-15:
+            break
+        x = math.cosh(length) * x + math.sinh(length) / length * step
+        x[0] = math.sqrt(1 / curv + x[1:] @ x[1:])  # against the drift of rounding
+    found = lorentz_centroid(torch.from_numpy(v), torch.zeros(6, dtype=torch.int64), curv)[0]
+    np.testing.assert_allclose(found, x[1:], atol=1e-9)
+
+
+@pytest.mark.parametrize("radius", [0.1, 4.0, 8.0, 10.5])
+def test_the_lorentz_centroid_of_one_point_is_that_point(radius: float) -> None:
+    """In fp32 too, where far from the origin the squares of time and space differ by less than their rounding."""
+    v = (
+        torch.nn.functional.normalize(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+        * radius
+    )
+    found = lorentz_centroid(v, torch.arange(20), 1.0)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, np.stack([point(row)[1:] for row in v.double().numpy()]), rtol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["centroid", "tangent", "cosine", "knn"])
+def test_seeds_alone_decide_the_draws(images, taxonomy, method: str) -> None:
+    v, taxa = images
+    options = {"shots": 2, "method": method, "geometry": "lorentz"}
+    first = few_shot(v, taxa, taxonomy, seeds=4, **options)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    again = few_shot(v, taxa, taxonomy, seeds=iter([0, 1, 2, 3]), **options)
+    np.testing.assert_array_equal(first.accuracy, again.accuracy)
+    one = few_shot(v, taxa, taxonomy, seeds=[2], **options)
+    np.testing.assert_array_equal(one.accuracy[0], first.accuracy[2])
+    np.testing.assert_array_equal(one.std[~np.isnan(one.mean)], 0)
+    assert len(set(first.accuracy[:, R - 1].tolist())) > 1, "all draws are alike"
+    draws = [_drawn(np.zeros(30, dtype=int), 3, np.random.default_rng((seed, 0)))[0].tolist() for seed in range(9)]
+    assert len({tuple(sorted(draw)) for draw in draws}) == 9
+
+
+def test_every_image_supports_equally_often() -> None:
+    label = np.repeat([0, 1], [4, 8])
+    support = [_drawn(label, 2, np.random.default_rng((seed, 6)))[0] for seed in range(2000)]
+    share = np.bincount(np.concatenate(support), minlength=12) / 2000
+    np.testing.assert_allclose(share, np.repeat([2 / 4, 2 / 8], [4, 8]), atol=0.06)  # five standard deviations
+
+
+def test_precision_of_the_features(images, taxonomy) -> None:
+    """Half precision is computed with in fp32, float64 stays what it is."""
+    v, taxa = images
+    options = {"shots": 2, "seeds": 3, "geometry": "lorentz"}
+    half = few_shot(v.bfloat16(), taxa, taxonomy, **options)
+    same = few_shot(v.bfloat16().float(), taxa, taxonomy, **options)
+    np.testing.assert_array_equal(half.accuracy, same.accuracy)
+    options |= {"method": "cosine", "rank": "species"}
+    near = v * 1e-8 + 1  # in fp32 all are one vector
+    fine, coarse = (few_shot(x, taxa, taxonomy, **options).mean[R - 1] for x in (near, near.float()))
+    assert fine > 2 * coarse
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 100))
 def test_a_draw_supports_with_as_many_of_each_taxon_and_asks_the_rest(taxa, shots: int, seed: int) -> None:
@@ -214,7 +284,9 @@ def test_chunks_of_queries_change_nothing(images, monkeypatch: pytest.MonkeyPatc
         ({"method": "svm"}, "method must be one of"),
         ({"method": "tangent", "geometry": "euclidean"}, "needs geometry 'lorentz'"),
         ({"geometry": "spherical"}, "geometry"),
-        ({"curv": -1.0}, "curv"),
+        ({"curv": -1.0}, "curv must be positive, got -1"),
+        ({"curv": 0.0}, "curv must be positive, got 0"),
+        ({"curv": math.inf}, "curv must be positive, got inf"),
         ({"method": "knn", "neighbours": 0}, "neighbours"),
         ({"rank": "tribe"}, "unknown rank"),
     ],
@@ -229,5 +301,9 @@ def test_shapes_that_do_not_fit_are_named(images, taxonomy) -> None:
     v, taxa = images
     with pytest.raises(ValueError, match="taxa must have a row"):
         few_shot(v[1:], taxa, taxonomy, shots=1, geometry="lorentz")
+    broken = v.clone()
+    broken[[3, 5], 1] = torch.tensor([math.nan, math.inf], dtype=v.dtype)
+    with pytest.raises(ValueError, match="embedding must be finite, got NaN or infinity in 2 rows, first 3"):
+        few_shot(broken, taxa, taxonomy, shots=1, geometry="lorentz")
     with pytest.raises(ValueError, match="embedding must be float"):
         few_shot(v.long(), taxa, taxonomy, shots=1, geometry="lorentz")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_by_hand import R, random_predictions, random_taxonomy
+from score_by_hand import R, case, random_predictions, random_taxonomy
 
 from bioclip_hc.evaluation import score
 from bioclip_hc.evaluation.metrics import ONE_VALUE, score_parts, summary
@@ -54,6 +54,14 @@ def test_scores_of_parts_make_the_score_of_the_whole(problem: tuple, data: st.Da
         name: tuple(np.concatenate([piece[name][i] for piece in pieces]) for i in (0, 1)) for name in pieces[0]
     }
     assert summary(joined) == score(predictions, truth, taxonomy)
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_claims_in_blocks_are_those_of_all_at_once(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case(5)
+    whole = score(c.independent, c.truth, c.taxonomy)
+    monkeypatch.setattr("bioclip_hc.evaluation.hierarchy.BLOCK", block)
+    assert score(c.independent, c.truth, c.taxonomy) == whole
 
 
 @SIMPLE

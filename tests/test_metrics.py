@@ -140,6 +140,8 @@ def test_chance_is_the_mean_score_of_every_possible_guess(seed: int) -> None:
     [
         (np.zeros((2, 3), dtype=int), r"predictions must be \(N, 7\) integers"),
         (np.full((2, R), 0.5), "predictions must be"),
+        (np.full((2, R), 2), r"predictions\[0, 0\] must be -1 or a taxon id below 2, got 2"),
+        (np.full((2, R), -2), r"predictions\[0, 0\] must be -1 or a taxon id below 2, got -2"),
         (np.full((2, R), 99), r"predictions\[0, 0\] must be -1 or a taxon id below 2, got 99"),
         (np.zeros((2, R), dtype=int), r"predictions\[0, 1\] must be a taxon of rank phylum, got 0 of rank kingdom"),
         (np.full((3, R), -1), "one row per image"),

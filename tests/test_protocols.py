@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bioclip_hc.evaluation import coarse_to_fine, protocols, score, top_down
 from bioclip_hc.kernels import rank_topk
@@ -26,13 +29,47 @@ def random_features(rng: np.random.Generator, images: int, taxa: int) -> tuple[t
     return tuple(torch.from_numpy(rng.normal(size=(n, D))).float() for n in (images, taxa))
 
 
-def all_logits(image, text, geometry) -> np.ndarray:
+def all_logits(image, text, geometry, space="tangent", curv=1.0) -> np.ndarray:
     """(N, T) by one call of the kernel per text; ranks play no part."""
+    one = torch.zeros(1, dtype=torch.int64)
     columns = [
-        rank_topk(image, text[[t]], torch.zeros(1, dtype=torch.int64), 3.0, 1.0, geometry=geometry)[0][:, 0, 0]
+        rank_topk(image, text[[t]], one, 3.0, curv, geometry=geometry, space=space)[0][:, 0, 0]
         for t in range(len(text))
     ]
     return torch.stack(columns, 1).numpy()
+
+
+@pytest.mark.parametrize(("geometry", "space"), [("lorentz", "hyperboloid"), ("euclidean", "unit")])
+def test_features_in_the_other_spaces(geometry: str, space: str) -> None:
+    """As they are given, not as tangent vectors: the answers differ."""
+    rng = np.random.default_rng(6)
+    taxonomy = random_taxonomy(rng, missing=0.0)
+    image, text = random_features(rng, 40, taxonomy.size)
+    settings = {"scale": 3.0, "geometry": geometry, "curv": 0.5}
+    logits, others = (all_logits(image, text, geometry, s, 0.5) for s in (space, "tangent"))
+    found = coarse_to_fine(image, text, taxonomy, space=space, **settings)
+    descent = top_down(image, text, taxonomy, space=space, **settings)
+    differ = 0
+    for i in range(len(image)):
+        standing = -1
+        for r in range(R):
+            taxa = taxonomy.at_rank(r).tolist()
+            below = [t for t in taxa if taxonomy.parent[t] == standing]
+            assert found[i, r] == best(logits[i], taxa)
+            assert descent[i, r] == best(logits[i], below)
+            differ += best(logits[i], below) != best(others[i], below)
+            standing = descent[i, r]
+    assert differ > 10
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.7), st.floats(0, 1))
+def test_the_nearest_candidate_above(seed: int, missing: float, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    taxonomy = random_taxonomy(rng, 12, missing)
+    allowed = rng.random(taxonomy.size) < share
+    parent = protocols.candidate_parent(taxonomy, allowed)
+    assert parent.tolist() == [nearest_candidate(taxonomy, allowed, t) for t in range(taxonomy.size)]
 
 
 def best(logits: np.ndarray, taxa: list[int]) -> int:
@@ -122,6 +159,22 @@ def test_a_small_list_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     whole = top_down(image, text, taxonomy, scale=1.0, geometry="lorentz")
     monkeypatch.setattr(protocols, "LIST_BUDGET", 5)
     np.testing.assert_array_equal(top_down(image, text, taxonomy, scale=1.0, geometry="lorentz"), whole)
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"),
+    [
+        ([3, 3, 3, 3, 50, 1, 1, 1, 1, 1], [3, 4, 5, 9, 10]),
+        ([5, 5, 1], [2, 3]),  # the budget to the last entry
+        ([11, 11], [1, 2]),
+        ([0, 0, 0, 0, 0], [4, 5]),
+        ([9, 0, 1, 1], [3, 4]),
+    ],
+)
+def test_blocks_are_as_long_as_budget_and_block_allow(monkeypatch: pytest.MonkeyPatch, count, ends) -> None:
+    monkeypatch.setattr(protocols, "LIST_BUDGET", 10)
+    found = list(protocols._blocks(np.array(count), 4))
+    assert found == [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
 def test_blocks_cover_all_images_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bioclip_hc.evaluation.metrics import checked_taxa
+from bioclip_hc.evaluation.protocols import finite_rows
 from bioclip_hc.kernels import exp_map0, rank_topk
 from bioclip_hc.kernels.objective import check_geometry
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
@@ -96,6 +97,9 @@ def few_shot(
     classify = _classifier(method, neighbours, geometry, curv)
     if embedding.ndim != 2 or not embedding.is_floating_point():
         raise ValueError(f"embedding must be float (N, D), got {embedding.dtype} of shape {tuple(embedding.shape)}")
+    broken = np.flatnonzero(~finite_rows(embedding))
+    if len(broken):
+        raise ValueError(f"embedding must be finite, got NaN or infinity in {len(broken)} rows, first {broken[0]}")
     labels = checked_taxa("taxa", taxa, taxonomy)
     if len(labels) != len(embedding):
         raise ValueError(f"taxa must have a row for each of {len(embedding)} images, got {len(labels)}")
@@ -164,12 +168,16 @@ def _classifier(method: str, neighbours: int, geometry: str, curv: float) -> Cla
 
 
 def lorentz_centroid(v: Tensor, label: Tensor, curv: float) -> Tensor:
-    """(C, D) space components of the Lorentz centroid of each label's points; v (S, D) tangent vectors."""
-    x = exp_map0(v, curv)
+    """(C, D) space components of the Lorentz centroid of each label's points; v (S, D) tangent vectors.
+
+    In float64: of points that are near each other and far from the origin, time and space are almost equal, and the
+    difference of their squares is what counts (in fp32 it is noise from a distance of 7 on).
+    """
+    x = exp_map0(v.double(), curv)
     space = _sums(x, label)
     time = _sums((1 / curv + x.square().sum(1, keepdim=True)).sqrt(), label)
-    lorentz = (time.square() - space.square().sum(1, keepdim=True)).clamp_min(torch.finfo(x.dtype).tiny)
-    return space / (math.sqrt(curv) * lorentz.sqrt())
+    lorentz = time.square() - space.square().sum(1, keepdim=True)
+    return (space / (math.sqrt(curv) * lorentz.sqrt())).to(v.dtype)
 
 
 def tangent_mean(v: Tensor, label: Tensor, curv: float) -> Tensor:
