@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bioclip_hc.evaluation import Embedding, Report, Row, chance, plots, score
+from bioclip_hc.evaluation import Embedding, Report, Row, chance, disk, plots, score, theme
 from bioclip_hc.evaluation.document import POLICY
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
@@ -167,9 +167,9 @@ def test_figures_have_alternatives_captions_and_their_own_ids(page: str) -> None
 def test_colours_are_the_pages_and_follow_its_scheme(page: str) -> None:
     assert "prefers-color-scheme:dark" in page
     assert 'name="viewport"' in page
-    assert not [colour for colour in plots._PLACEHOLDER.values() if colour in page]
+    assert not [colour for colour in theme.PLACEHOLDER.values() if colour in page]
     assert "var(--ink," in page
-    assert all(page.count(f"--{name}:") == 2 for name in plots.THEME)
+    assert all(page.count(f"--{name}:") == 2 for name in theme.THEME)
 
 
 @pytest.mark.parametrize("page_color", [0, 1])
@@ -181,9 +181,9 @@ def test_series_and_text_stand_out_from_both_pages(page_color: int) -> None:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
-    paper = luminance(plots.THEME["paper"][page_color])
-    for name, pair in plots.THEME.items():
-        needed = {"ink": 4.5, "series": 3.0, "rank": 1.9}.get(name.split("-")[0], 1.0)
+    paper = luminance(theme.THEME["paper"][page_color])
+    for name, pair in theme.THEME.items():
+        needed = {"ink": 4.5, "muted": 4.5, "series": 3.0, "rank": 1.9}.get(name.split("-")[0], 1.0)
         bright, dark = sorted([paper, luminance(pair[page_color])], reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= needed, name
 
@@ -255,7 +255,7 @@ def ball_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_radius_in_the_disk_is_exact(curv: float) -> None:
     v = np.random.default_rng(1).normal(size=(50, 7))
     v[0] = 0.0
-    xy = plots.poincare_coordinates(v, curv)
+    xy = disk.poincare_coordinates(v, curv)
     length = np.linalg.norm(v, axis=1)
     np.testing.assert_allclose(np.linalg.norm(xy, axis=1), np.tanh(math.sqrt(curv) * length / 2), atol=1e-12)
     np.testing.assert_allclose(ball_distance(xy, np.zeros(2)) / math.sqrt(curv), length, atol=1e-9)
@@ -266,7 +266,7 @@ def test_points_of_a_plane_keep_their_angles() -> None:
     angle = np.arange(12) * 2 * np.pi / 12
     plane = np.linalg.qr(np.random.default_rng(2).normal(size=(9, 2)))[0]
     v = np.stack([np.cos(angle), np.sin(angle)], 1) @ plane.T * np.linspace(0.5, 2, 12)[:, None]
-    xy = plots.poincare_coordinates(v)
+    xy = disk.poincare_coordinates(v)
     found = np.arctan2(*xy.T[::-1])
     steps = np.angle(np.exp(1j * np.diff(found)))
     np.testing.assert_allclose(np.abs(steps), np.pi / 6, atol=1e-9)
@@ -274,10 +274,10 @@ def test_points_of_a_plane_keep_their_angles() -> None:
 
 
 def test_embeddings_far_out_stay_in_the_disk(taxonomy: Taxonomy) -> None:
-    xy = plots.poincare_coordinates(tangents(taxonomy, 1e4))
+    xy = disk.poincare_coordinates(tangents(taxonomy, 1e4))
     assert np.isfinite(xy).all()
     assert np.linalg.norm(xy, axis=1).max() <= 1 + 1e-12
-    arcs = plots.geodesics(xy[:-1], xy[1:])
+    arcs = disk.geodesics(xy[:-1], xy[1:])
     assert np.isfinite(arcs).all()
     assert np.linalg.norm(arcs, axis=-1).max() <= 1
 
@@ -286,7 +286,7 @@ def test_geodesics_join_their_ends_by_the_shortest_way_at_even_steps() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.uniform(-0.65, 0.65, size=(2, 40, 2))
     b[0] = a[0]
-    arcs = plots.geodesics(a, b, points=9)
+    arcs = disk.geodesics(a, b, points=9)
     np.testing.assert_allclose(arcs[:, 0], a, atol=1e-12)
     np.testing.assert_allclose(arcs[:, -1], b, atol=1e-9)
     steps = ball_distance(arcs[1:, :-1], arcs[1:, 1:])
@@ -296,19 +296,19 @@ def test_geodesics_join_their_ends_by_the_shortest_way_at_even_steps() -> None:
 @pytest.mark.parametrize("tangent", [np.ones(3), np.ones((3, 1)), np.full((3, 2), np.nan)])
 def test_what_is_no_embedding_is_refused(tangent: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tangent must be a finite"):
-        plots.poincare_coordinates(tangent)
+        disk.poincare_coordinates(tangent)
 
 
 def test_large_trees_are_drawn_down_to_the_rank_that_fits(
     taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert plots.drawn_taxa(taxonomy).all()
-    monkeypatch.setattr(plots, "MAX_DRAWN", 10)
-    shown = plots.drawn_taxa(taxonomy)
+    assert disk.drawn_taxa(taxonomy).all()
+    monkeypatch.setattr(disk, "MAX_DRAWN", 10)
+    shown = disk.drawn_taxa(taxonomy)
     assert 0 < shown.sum() <= 10
     assert taxonomy.rank[shown].max() < taxonomy.rank[~shown].min()
-    monkeypatch.setattr(plots, "MAX_DRAWN", 0)
-    np.testing.assert_array_equal(plots.drawn_taxa(taxonomy), taxonomy.rank == 0)
+    monkeypatch.setattr(disk, "MAX_DRAWN", 0)
+    np.testing.assert_array_equal(disk.drawn_taxa(taxonomy), taxonomy.rank == 0)
 
 
 def test_binned_means_keep_the_mean_and_leave_gaps_out() -> None:

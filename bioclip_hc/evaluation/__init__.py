@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from bioclip_hc.evaluation.paths import Paths, best_paths, full_path
     from bioclip_hc.evaluation.probe import pixel_probe
     from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
-    from bioclip_hc.evaluation.report import Embedding, Report, Row
+    from bioclip_hc.evaluation.report import Embedding, Report
+    from bioclip_hc.evaluation.rows import Row
     from bioclip_hc.evaluation.shots import FewShot, few_shot
     from bioclip_hc.evaluation.study import Run, report_of
 
@@ -37,7 +38,7 @@ _HOME = {
     "pixel_probe": "probe",
     "Embedding": "report",
     "Report": "report",
-    "Row": "report",
+    "Row": "rows",
     "Run": "study",
     "report_of": "study",
 }

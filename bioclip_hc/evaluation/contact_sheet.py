@@ -7,8 +7,6 @@ page forbids scripts and requests.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bioclip_hc.data.captions import printable, scientific_name
 from bioclip_hc.data.decode import DecodeError, decode_image
 from bioclip_hc.data.sample import Sample
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.survey import CONTEXT, EXAMPLES, Headers, Shown, Survey, choose_pictures, quantiles
-from bioclip_hc.evaluation.document import PICTURES, document
+from bioclip_hc.evaluation.document import CARDS, PICTURES, document
+from bioclip_hc.evaluation.thumbnails import data_uri, small_jpeg
 from bioclip_hc.taxonomy import RANKS
 
 THUMBNAIL = 320  # pixels of the longer side: sharp at twice the density of a card
@@ -65,20 +63,8 @@ def _thumbnail(shards: ShardSet, shown: Shown) -> Thumbnail:
         image = decode_image(sample.image)
     except DecodeError as error:
         return Thumbnail(sample, path, shown.why, None, b"", str(error))
-    size = image.size
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Thumbnail(sample, path, shown.why, size, _small_jpeg(image))
-
-
-def _small_jpeg(image: Image.Image) -> bytes:
-    data = b""
-    for quality in (82, 60, 35):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality, optimize=True)
-        data = file.getvalue()
-        if len(data) <= THUMBNAIL_BYTES:
-            break
-    return data
+    jpeg = small_jpeg(image, THUMBNAIL, THUMBNAIL_BYTES)
+    return Thumbnail(sample, path, shown.why, image.size, jpeg)
 
 
 # -- page -------------------------------------------------------------------------------------------------
@@ -112,23 +98,8 @@ th:first-child,td:first-child,.text{text-align:left}
 tr:last-child td{border-bottom:0}
 .bar{width:34%;min-width:4.5rem;padding-right:0}
 .bar i{display:block;height:.72rem;margin-top:.32rem;border-radius:.2rem;background:var(--series-0)}
-.sheet{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,11.5rem),1fr))}
-figure{margin:0}
-.card{background:var(--soft);border-radius:.6rem;overflow:hidden;font-size:.8rem;line-height:1.35;min-width:0}
-.frame{position:relative;aspect-ratio:4/3;display:grid;place-items:center;
-background:color-mix(in srgb,var(--ink) 13%,var(--paper))}
-.frame img{width:100%;height:100%;object-fit:scale-down;display:block;position:absolute;inset:0}
-.frame p{margin:.8rem;overflow-wrap:anywhere;font-size:.78rem}
-.why{position:absolute;left:.4rem;top:.4rem;background:var(--ink);color:var(--paper);padding:.05rem .45rem;
-border-radius:1rem;font-size:.7rem;opacity:.88}
-figcaption{padding:.55rem .7rem .7rem;overflow-wrap:anywhere}
-figcaption b{font-size:.92rem}
-figcaption div{margin-top:.25rem}
-.key{font:.7rem/1.4 ui-monospace,SFMono-Regular,Menlo,monospace}
 svg{display:block;width:100%;height:auto;max-width:34rem}
 svg text{font:10px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--ink)}
-@media(max-width:30rem){.sheet{grid-template-columns:repeat(2,minmax(0,1fr));gap:.6rem}
-.frame{aspect-ratio:1}.hide{display:none}}
 """
 
 
@@ -156,7 +127,7 @@ def page(survey: Survey, pictures: Sequence[Thumbnail], title: str, remarks: Seq
         _section("What cannot be used", _counts(survey.unusable, "records")),
         _section("Headers that cannot be read", _counts(survey.headers.unread, "pictures")),
     ]
-    return document(heading, CSS, parts, PICTURES)
+    return document(heading, CSS + CARDS, parts, PICTURES)
 
 
 def _shown(text: str, width: int = 120) -> str:
@@ -355,8 +326,7 @@ def _card(picture: Thumbnail) -> str:
     if picture.size is None:
         frame, size = f"<p>does not decode: {_shown(picture.problem, 160)}</p>", ""
     else:
-        data = base64.b64encode(picture.jpeg).decode()
-        frame = f'<img alt="{_shown(name, 80)}" loading="lazy" src="data:image/jpeg;base64,{data}">'
+        frame = f'<img alt="{_shown(name, 80)}" loading="lazy" src="{data_uri(picture.jpeg)}">'
         size = f"{picture.size[0]} × {picture.size[1]}, "
     why = f'<span class="why">{escape(picture.why)}</span>' if picture.why else ""
     italic = ("<i>", "</i>") if sample.lineage[-1] or sample.lineage[-2] else ("", "")

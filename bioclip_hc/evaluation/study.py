@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ from bioclip_hc.evaluation.confusion import confusion, find_taxon, most_confused
 from bioclip_hc.evaluation.findings import Curve, Findings, Mark, Picture
 from bioclip_hc.evaluation.mistakes import Mistake, losses, worst_mistakes
 from bioclip_hc.evaluation.outcome import Outcome
-from bioclip_hc.evaluation.report import Embedding, Report, Row
+from bioclip_hc.evaluation.report import Embedding, Report
+from bioclip_hc.evaluation.rows import Row
 from bioclip_hc.evaluation.thumbnails import small_jpeg
 from bioclip_hc.taxonomy import RANKS
 
@@ -154,8 +156,8 @@ def _abstention(outcome: Outcome, thresholds: Mapping[str, float]) -> tuple[list
 
 def _picture(mistake: Mistake, photographs: Photographs | None) -> Picture:
     if photographs is None:
-        return Picture(mistake, f"photograph {mistake.photograph}", b"", "no pictures were given")
-    name = photographs.name(mistake.photograph)
+        return Picture(mistake, f"photograph {mistake.photograph}", b"")
+    name = "/".join(re.split(r"[\\/]", photographs.name(mistake.photograph))[-2:])  # the rest is where it lay here
     try:
         image = decode_image(photographs.read(mistake.photograph).image)
     except (OSError, DecodeError) as error:
