@@ -30,10 +30,10 @@ from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, few_sho
 from bioclip_hc.evaluation.benchmark import truth_of
 from bioclip_hc.evaluation.embeddings import embed_photographs
 from bioclip_hc.evaluation.outcome import outcome
-from bioclip_hc.evaluation.report import NAME_WIDTH
 from bioclip_hc.evaluation.strata import training_counts
 from bioclip_hc.evaluation.study import Run, report_of
 from bioclip_hc.evaluation.systems import System
+from bioclip_hc.evaluation.tables import NAME_WIDTH
 from bioclip_hc.taxonomy import RANKS, Taxonomy
 
 from journal import read_log
