@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioclip_hc.data.captions import printable
+from bioclip_hc.progress import Progress
 from bioclip_hc.taxonomy import RANKS, Lineage
 
 if TYPE_CHECKING:
@@ -102,30 +103,6 @@ def _processes(options: argparse.Namespace) -> int:
     return options.processes or usable_processes()
 
 
-class _Progress:
-    """One line on the terminal that says how far a long command is; none where stderr goes elsewhere."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self.begun = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __call__(self, done: float, more: str = "") -> None:
-        now = time.monotonic()
-        if self.live and now > self.shown + 0.5:
-            self.shown = now
-            left = (self.total - done) * (now - self.begun) / max(done, 1e-3)
-            text = f"{done:.0f} of {self.total} {self.unit}{more}, about {left:.0f} s left"
-            print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def _count_table(rows: Iterable[tuple[int, str, str]]) -> str:
     """Lines of a count, a reason and the first case, the most frequent first."""
     lines = sorted(rows, key=lambda row: -row[0])
@@ -209,7 +186,7 @@ def _build(options: argparse.Namespace) -> int:
     skipped: list[Skipped] = []
     told = []
     processes = _processes(options)
-    with whole_or_not_at_all(*parts) as asides, _Progress(len(photos), "photographs") as progress:
+    with whole_or_not_at_all(*parts) as asides, Progress(len(photos), "photographs") as progress:
         done = 0
 
         def counted(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -303,7 +280,7 @@ def _split(options: argparse.Namespace) -> int:
         relatives = [f"{kept[rank]} their {rank}" for rank in reversed(RANKS) if kept[rank]]
         relatives += [f"{kept['']} nothing"] if kept[""] else []
         told = f"held out {len(held_out)} of {len(known)} species; in training keep " + ", ".join(relatives)
-    with _Progress(len(shards.paths), "shards") as progress:
+    with Progress(len(shards.paths), "shards") as progress:
         steps = count(1)
         outcome = split.write_split(shards, train, output, _processes(options), lambda: progress(next(steps)))
     for part in split.PARTS:
@@ -362,7 +339,7 @@ def _index(options: argparse.Namespace) -> int:
 
     paths = named_shards(options)
     mended = left = done = 0
-    with _Progress(len(paths), "shards") as progress:
+    with Progress(len(paths), "shards") as progress:
 
         def step() -> None:
             nonlocal done
@@ -409,7 +386,7 @@ def _verify(options: argparse.Namespace) -> int:
     paths = named_shards(options)
     with (
         open(options.jsonl, "w") if options.jsonl else nullcontext() as file,
-        _Progress(len(paths), "shards") as line,
+        Progress(len(paths), "shards") as line,
     ):
 
         def write(finding: Finding) -> None:
@@ -505,7 +482,7 @@ def _inspect(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--output {options.output}: there is no folder {Path(options.output).parent}")
     names = _names(options)
     shards = ShardSet(named_shards(options), names)
-    with _Progress(min(options.headers, len(shards)), "headers") as progress:
+    with Progress(min(options.headers, len(shards)), "headers") as progress:
         found = survey(shards, options.headers, progress)
     remarks = shards.resolution.lines()
     if names:

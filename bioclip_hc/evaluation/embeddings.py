@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bioclip_hc.data.loader import evaluation_batches
-from bioclip_hc.data.photographs import Photographs
 from bioclip_hc.data.prompts import Prompts
 from bioclip_hc.data.text import TaxonTokens, TextForm
 from bioclip_hc.model import HierarchicalCLIP
@@ -87,10 +85,3 @@ def embed_taxa(
 def text_form(model: HierarchicalCLIP) -> TextForm:
     """How the model was trained to read taxa; the default form for a model that does not say."""
     return TextForm(**model.metadata.get("text", {}))
-
-
-def embed_photographs(
-    model: HierarchicalCLIP, photographs: Photographs, preprocess: Any, batch_size: int = 256, workers: int = 0
-) -> tuple[np.ndarray, Tensor]:
-    """Indices (n,) of the readable photographs and their tangent vectors (n, D)."""
-    return embed_images(model, evaluation_batches(photographs, preprocess, batch_size, workers))
