@@ -322,9 +322,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=PICKLES))
         if not any(file.name != SIDECAR_TENSORS for file in folder.glob("*.safetensors")):
             snapshot_download(repo, revision=revision, allow_patterns=[f"open_clip{end}" for end in PICKLES])
-    except OSError:
-        raise
-    except Exception as error:  # the hub's client and its HTTP library have errors of their own
+    except Exception as error:  # the hub's client and its HTTP library have errors of many kinds
         raise OSError(f"{repo} cannot be had from the hub: {error}") from None
     return folder
 

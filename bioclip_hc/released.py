@@ -160,7 +160,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a pickle may fail in any way
-        raise ValueError(f"{file} cannot be read as weights: {str(error).splitlines()[0][:200]}") from None
+        raise ValueError(f"{file} cannot be read as weights: {_first_line(error)}") from None
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -178,6 +178,10 @@ def _scalar(file: Path, name: str, tensor: Tensor) -> float:
     if not abs(value) < 20:  # e^20 is beyond any curvature or scale
         raise ValueError(f"{file}: {name} must be the logarithm of a number, got {tensor.flatten()[:3].tolist()}")
     return value
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))[:200]
 
 
 def _some(names: list[str]) -> str:
