@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,14 +178,10 @@ def _tokenizer_facts(tokenizer: Any) -> list[Any]:
     backend = getattr(inner, "backend_tokenizer", None)
     options = {
         key: value if isinstance(value, str | int | float | bool | None) else getattr(value, "__qualname__", "")
-        for key, value in vars(tokenizer).items()
+        for key, value in getattr(tokenizer, "__dict__", {}).items()
         if not key.startswith("cache")
     }
-    vocabulary: Iterable[Any] = getattr(tokenizer, "encoder", None) or (inner.get_vocab() if inner else ())
-    return [
-        type(tokenizer).__qualname__,
-        options,
-        sorted(dict(vocabulary).items()) if vocabulary else [],
-        sorted((rank, list(pair)) for pair, rank in getattr(tokenizer, "bpe_ranks", {}).items()),
-        backend.to_str() if backend else "",
-    ]
+    vocabulary = getattr(tokenizer, "encoder", None) or (inner.get_vocab() if inner else {})
+    merges = list(getattr(tokenizer, "bpe_ranks", {}))  # in their order
+    return [type(tokenizer).__qualname__, options, _digest(repr(sorted(vocabulary.items())), repr(merges)),
+            backend.to_str() if backend else ""]  # fmt: skip
