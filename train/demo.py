@@ -28,7 +28,7 @@ from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.synthetic import TreeFiles, contact_sheet, evolve, write_tree_of_life
 from bioclip_hc.evaluation import Embedding, Report, Row, Score, chance, few_shot, pixel_probe, score
 from bioclip_hc.evaluation.benchmark import truth_of
-from bioclip_hc.evaluation.embeddings import embed_photographs
+from bioclip_hc.evaluation.images import contents_of, embed_photographs
 from bioclip_hc.evaluation.outcome import outcome
 from bioclip_hc.evaluation.strata import training_counts
 from bioclip_hc.evaluation.study import Run, report_of
@@ -144,12 +144,15 @@ def evaluate_all(runs: Sequence[Trained], files: TreeFiles, seed: int) -> Report
         truth, found, probe = truth_of(shards, taxonomy), probe[: len(shards)], probe[len(shards) :]
         baselines.append(Row("linear probe on pixels", "", split, score(found, truth, taxonomy)))
         baselines.append(Row("chance", "", split, chance(truth, taxonomy)))
+    contents = {split: contents_of(shards) for split, shards in splits.items()}
     for run in runs:
         system = System.load(run.folder / "model")
         text = system.embed_taxa(taxonomy)
         seen = read_log(run.folder / "log.jsonl")[-1]["used"]
         for split, shards in splits.items():
-            indices, image = embed_photographs(system.model, shards, system.preprocess)
+            embedded = embed_photographs(system, shards, contents[split])
+            assert embedded is not None  # this process is the only one
+            indices, image = embedded.indices, embedded.vectors
             truth = truth_of(shards, taxonomy)[indices]
             answers = outcome(indices, image, truth, text, taxonomy, **system.space)
             facts = {"images seen": f"{seen:,}", "training time": f"{run.seconds:.0f} s"}
