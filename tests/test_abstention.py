@@ -49,6 +49,41 @@ def test_it_stops_at_the_deepest_rank_that_passes(problem, threshold: float) -> 
     assert some, "nobody abstained"
 
 
+def test_abstaining_takes_all_that_a_decoder_takes(problem) -> None:
+    taxonomy, image, text = problem
+    allowed = np.random.default_rng(0).random(taxonomy.size) < 0.6
+    space = {"scale": 4.0, "geometry": "lorentz", "curv": 0.2, "candidates": allowed, "block": 9}
+    paths = best_paths(image, text, taxonomy, **space)
+    assert (paths.taxa != best_paths(image, text, taxonomy, **space | {"curv": 2.0}).taxa).any()
+    found = abstain(image, text, taxonomy, threshold=0.2, **space)
+    np.testing.assert_array_equal(found, abstention.stopped(paths.taxa, paths.confidence, 0.2))
+    assert (found >= 0).any()
+    assert not (found == paths.taxa).all()
+
+
+def test_a_confidence_equal_to_the_threshold_passes() -> None:
+    found = abstention.stopped(np.array([[1, 2, 3]]), np.array([[0.75, 0.5, 0.25]]), 0.5)
+    assert found.tolist() == [[1, 2, -1]]
+
+
+def test_the_grid_spreads_odds_evenly() -> None:
+    grid = abstention.GRID
+    assert (len(grid), grid[0]) == (64, 0)
+    odds = grid[1:] / (1 - grid[1:])
+    np.testing.assert_allclose(odds[[0, -1]], [1e-3, 1e6])
+    np.testing.assert_allclose(np.diff(np.log(odds)), (math.log(1e6) + math.log(1e3)) / 62)
+
+
+def test_the_default_is_to_fail_in_at_most_5_of_100_draws() -> None:
+    right = np.ones(
+        100, bool
+    )  # 0.97^100 is 0.048: of 100 that are right one may say "less than 3 in 100 are wrong"
+    certify = {"target": 0.03, "grid": [0.0]}
+    assert certified_threshold(np.ones(100), right, **certify) == 0
+    assert certified_threshold(np.ones(98), right[:98], **certify) == math.inf
+    assert certified_threshold(np.ones(98), right[:98], **certify, delta=0.06) == 0
+
+
 def test_a_higher_threshold_names_no_more(problem) -> None:
     taxonomy, image, text = problem
     named = [abstain(image, text, taxonomy, threshold=t, **SPACE) >= 0 for t in (0, 0.1, 0.4, 0.8)]
@@ -174,7 +209,15 @@ def test_errors_name_the_argument(arguments, words) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"target": 0}, "target"), ({"target": 0.1, "delta": 1}, "delta"), ({"target": 0.1, "grid": []}, "grid")],
+    [
+        ({"target": 0}, "target"),
+        ({"target": 0.1, "delta": 1}, "delta"),
+        ({"target": 0.1, "grid": []}, "grid"),
+        ({"target": 0.1, "grid": [0.5, math.nan]}, "grid"),
+        ({"target": 0.1, "grid": [[0.5]]}, "grid"),
+        ({"target": 1}, "target"),
+        ({"target": 0.1, "delta": 0}, "delta"),
+    ],
 )
 def test_options_out_of_range_are_named(options, words) -> None:
     with pytest.raises(ValueError, match=words):

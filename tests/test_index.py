@@ -12,11 +12,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shards_by_hand import JPEG, ROBIN, ROBIN_TAG, SCORPION, robin, sample, write_tar
 
+from bioclip_hc.data import members as scanning
 from bioclip_hc.data.captions import Label, format_taxon_tag
 from bioclip_hc.data.index import build_index, kept_index, shard_index
 from bioclip_hc.data.sample import MAX_TEXT_BYTES
 from bioclip_hc.data.shards import ShardSet
 from bioclip_hc.data.writer import write_shards
+
+
+@pytest.mark.parametrize("chunk", [512, 700, 1024, 1279, 1280, 1536, 4096])
+def test_a_header_that_lies_across_two_chunks_is_found(tmp_path, monkeypatch, chunk):
+    """After damage headers are searched a chunk at a time; they may lie at any place of it."""
+    monkeypatch.setattr(scanning, "CHUNK", chunk)
+    whole = write_tar(tmp_path / "whole.tar", robin("a") | robin("b") | robin("c")).read_bytes()
+    header = whole.index(b"b.jpg\0")
+    for lost in (0, 1, 100, 255, 256, 257, 300, 511):  # bytes gone: what follows lies at no block's border
+        path = tmp_path / f"{lost}.tar"
+        path.write_bytes(b"x" * 512 + whole[512 : header - lost] + whole[header:])
+        members, damage = scanning.scan(path)
+        assert [m.name for m in members] == ["a.taxonTag.txt", "b.jpg", "b.taxonTag.txt", "c.jpg", "c.taxonTag.txt"]
+        assert damage[0].begin == 0
 
 
 def test_every_bad_sample_is_named_once_with_its_reason(tmp_path):

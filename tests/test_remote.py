@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import remote_server as lab
@@ -141,7 +142,7 @@ LASTS = {
     "chunked, cut": (lab.chunked_cut, "4 attempts .* ended in the middle"),
     "500": (lab.status(500), "4 attempts .* answers 500"),
     "503": (lab.status(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), "4 attempts .* answers 503"),
-    "a page": (lab.page, "4 attempts .* it is a page, not a tar: .*Please log in"),
+    "a page": (lab.page, "it is a page, not a tar: .*Please log in.*, at two attempts in a row; fix the address"),
     "no HTTP": (lab.nonsense, "4 attempts"),
     "another range": (lab.other_range, "4 attempts .* other bytes than were asked for"),
     # what another attempt cannot mend is tried once
@@ -178,6 +179,8 @@ def test_what_lasts_ends_with_one_clear_error(server, tmp_path, fault):
     assert not list(tmp_path.rglob("*.tar"))
     if fault in ONCE:
         assert server.count(FIRST) == 1
+    if fault == "a page":  # it may have been a moment's; the same again is what the server has
+        assert server.count(FIRST) == 2
 
 
 def test_a_part_is_gone_on_with_by_the_next_process(server, body, tmp_path):
@@ -239,6 +242,34 @@ def test_checksums_that_cannot_be_had_are_not_taken_for_none(server, tmp_path):
     server.does("/set/SHA256SUMS", lab.cuts(), lab.silent)
     server.does(FIRST, lab.corrupts)
     assert fetch(server.url + FIRST, folder=tmp_path)[0].read_bytes() == server.files[FIRST]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_checksums_too_long_to_be_read_are_an_error_and_not_cut(server, body, tmp_path, monkeypatch, more):
+    with_sums(server, *["#" * 90] * 40_000)
+    sums = server.files["/set/SHA256SUMS"]
+    monkeypatch.setattr(download, "MAX_SUMS_BYTES", len(sums) - more)
+    if not more:
+        assert fetch(server.url + FIRST, folder=tmp_path)[0].read_bytes() == body
+        return
+    with pytest.raises(OSError, match=rf"the SHA256SUMS beside it is larger than {len(sums) - 1:,} bytes; spread"):
+        fetch(server.url + FIRST, folder=tmp_path)
+    assert server.count("/set/SHA256SUMS") == 1
+    assert server.count(FIRST) == 0
+
+
+def test_a_mark_to_go_on_by_is_a_strong_etag_or_a_date():
+    """RFC 9110, 13.1.5: a weak one does not say that the bytes are the same."""
+    date = "Wed, 21 Oct 2015 07:28:00 GMT"
+    for headers, mark in (
+        ({"ETag": '"abc"', "Last-Modified": date}, '"abc"'),
+        ({"ETag": 'W/"abc"', "Last-Modified": date}, ""),
+        ({"ETag": 'W/"abc"'}, ""),
+        ({"ETag": "abc"}, ""),
+        ({"Last-Modified": date}, date),
+        ({}, ""),
+    ):
+        assert download_http._mark(SimpleNamespace(headers=headers)) == mark, headers
 
 
 def test_checksums_are_read_as_sha256sum_writes_them():

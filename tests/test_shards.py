@@ -159,6 +159,21 @@ def test_where_no_name_resolves_the_first_reason_is_told(tmp_path, table):
         ShardSet(path, table)
 
 
+def test_fingerprints_tell_where_and_how_large_the_samples_are(tmp_path):
+    """Samples of the same keys and names, but elsewhere in the shard, or cut otherwise, are not the same shard."""
+
+    def prints(folder: str, members: list[tuple[str, bytes]]) -> dict[str, str]:
+        (tmp_path / folder).mkdir()
+        return ShardSet(write_tar(tmp_path / folder / "s.tar", members)).fingerprints()
+
+    members = [*robin("a").items(), *robin("b").items()]
+    plain = prints("plain", members)
+    assert prints("again", members) == plain
+    assert prints("moved", [("README", b"no sample"), *members]) != plain
+    assert prints("second moved", [*members[:2], ("README", b"no sample"), *members[2:]]) != plain
+    assert prints("longer", [("a.jpg", JPEG + b"x"), *members[1:]]) != plain
+
+
 def test_fingerprints_tell_what_the_names_resolved_to(tmp_path, table):
     """So that a run does not go on with another table, but does with one that changes nothing of its samples."""
     path = write_tar(

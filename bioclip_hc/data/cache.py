@@ -228,7 +228,7 @@ class Downloads:
                         self._cache.keep(address, part, digest)
                         return
                     except Suspect as error:
-                        suspect, reason = error.digest, error
+                        suspect, reason = error.seen, error
                     except (OSError, http.client.HTTPException) as error:
                         reason = self._judged(error, part)
                     finally:
@@ -259,10 +259,12 @@ class Downloads:
             return digest
         if problem := examine(part.path):
             part.discard()
-            raise Transient(problem)
+            if problem == suspect:
+                raise Permanent(f"{problem}, at two attempts in a row; fix the address, or give the server a user")
+            raise Suspect(problem, problem)
         if not ended(part.path) and digest != suspect:
             part.discard()
-            raise Suspect(digest)
+            raise Suspect(digest, "it does not end as a tar does, it may be cut off")
         return digest
 
     def _sums_beside(self, address: Address) -> dict[str, str]:
@@ -322,11 +324,15 @@ class Downloads:
 
 
 class Suspect(Transient):
-    """A shard without an end mark and without a checksum: fetched again, and taken if it is the same again."""
+    """What may be as it should, or never will be: asked for once more, and believed if the same comes again.
 
-    def __init__(self, digest: str) -> None:
-        super().__init__("it does not end as a tar does, it may be cut off")
-        self.digest = digest
+    Attributes:
+        seen: by which it is known again.
+    """
+
+    def __init__(self, seen: str, text: str) -> None:
+        super().__init__(text)
+        self.seen = seen
 
 
 def say(line: str) -> None:

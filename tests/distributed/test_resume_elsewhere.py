@@ -50,6 +50,7 @@ def test_it_goes_on_at_any_number_of_processes(setup, alone, tmp_path, stage, wo
     for ours, theirs in zip(read_log(run / "log.jsonl"), read_log(alone / "log.jsonl"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3)  # sums in another order
         assert ours["lr"] == theirs["lr"]
+        assert ours["order"] == theirs["order"]
         assert (ours["used"], ours["quarantined"]) == (theirs["used"], theirs["quarantined"])
     for file in LEARNED:
         tensors = load_file(run / "model" / file)
