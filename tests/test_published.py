@@ -5,12 +5,11 @@ import subprocess
 import sys
 import tomllib
 from importlib import resources
-from types import SimpleNamespace
 
 import pytest
 
 from bioclip_hc.data.prompts import PRESETS
-from bioclip_hc.evaluation.published import all_published, published, read_published, recipes
+from bioclip_hc.evaluation.published import all_published, published, published_on, read_published, recipes
 from bioclip_hc.taxonomy import RANKS
 
 KEYS = ["openclip-vit-b-16", "bioclip", "rcme", "bioclip-hc-euclidean", "bioclip-hc-hyperbolic", "bioclip-2"]
@@ -73,18 +72,15 @@ def test_what_was_not_published_is_none():
     assert published("bioclip", "treeoflife", "coarse-to-fine") is None
 
 
-def test_measured_beside_published():
-    accuracy = (None, None, None, 0.60, 0.40, 0.35, 0.40)
-    score = SimpleNamespace(accuracy=accuracy, average=0.5, nlca=0.3)
-    rows = published("bioclip", "crypticbio", "coarse-to-fine").beside(score)
-    assert [row.rank for row in rows] == ["order", "family", "genus", "species", "average"]
-    order = rows[0]
-    assert (order.published, order.measured) == (81.34, 60)
-    assert order.difference == pytest.approx(-21.34)
-    (nlca,) = [r for r in published("rcme", "inat21", "top-down").beside(score) if r.rank == "nlca"]
-    assert nlca.difference == pytest.approx(-0.13)
-    kingdom = published("rcme", "inat21", "top-down").beside(score)[0]
-    assert (kingdom.measured, kingdom.difference) == (None, None)
+def test_figures_by_protocol_as_a_report_sets_them_beside_its_own():
+    both = published_on("rcme", "inat21")
+    assert list(both) == ["coarse-to-fine", "top-down"]
+    assert list(both["coarse-to-fine"]) == [*RANKS, "average"]
+    assert list(both["top-down"]) == [*RANKS, "nlca"]
+    assert (both["coarse-to-fine"]["average"], both["top-down"]["nlca"]) == (63.0, 0.43)
+    cryptic = published_on("bioclip", "crypticbio")["coarse-to-fine"]
+    assert cryptic == {"order": 81.34, "family": 39.29, "genus": 37.71, "species": 36.72, "average": 48.77}
+    assert published_on("bioclip-2", "inat21") == {}
 
 
 @pytest.mark.parametrize(

@@ -38,16 +38,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One figure twice: rank is a rank, "average" or "nlca"; difference is measured - published."""
-
-    rank: str
-    published: float
-    measured: float | None
-    difference: float | None
-
-
-@dataclass(frozen=True)
 class Published:
     """What was reported of a system on a benchmark under a protocol.
 
@@ -70,28 +60,21 @@ class Published:
 
     @property
     def figures(self) -> dict[str, float]:
-        """rank, "average" or "nlca" -> figure, those that were given."""
+        """rank, "average" or "nlca" -> figure, those that were given: what a `Run` of `study` is set beside."""
         summary = {"average": self.average, "nlca": self.nlca}
         return {**self.accuracy, **{name: value for name, value in summary.items() if value is not None}}
-
-    def beside(self, score: Any) -> list[Comparison]:
-        """Each figure beside the one that a `metrics.Score` measured, in the units of the publication.
-
-        A rank without a measurement has None.
-        """
-        measured = dict(zip(RANKS, score.accuracy, strict=True)) | {"average": score.average}
-        in_percent = {name: None if value is None else 100 * value for name, value in measured.items()}
-        in_percent["nlca"] = score.nlca
-        return [
-            Comparison(name, figure, found, None if found is None else found - figure)
-            for name, figure in self.figures.items()
-            for found in [in_percent[name]]
-        ]
 
 
 def published(system: str, benchmark: str, protocol: str) -> Published | None:
     """What was reported of a system (a key of published.toml), None where nothing was."""
     return _content()[1].get((system, benchmark, protocol))
+
+
+def published_on(system: str, benchmark: str) -> dict[str, dict[str, float]]:
+    """protocol -> `Published.figures` of a system on a benchmark; empty where nothing was reported."""
+    return {
+        row.protocol: row.figures for row in all_published() if (row.system, row.benchmark) == (system, benchmark)
+    }
 
 
 def recipes() -> Mapping[str, Recipe]:
