@@ -9,7 +9,9 @@ system computes is compared with stock open_clip, or, where that cannot read the
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -507,3 +509,30 @@ def test_what_is_saved_with_a_result(tmp_path):
     assert (said["key"], said["source"], said["revision"]) == ("bioclip", str(folder), "")
     assert said["geometry"] == "euclidean"
     assert len(said["image_fingerprint"]) == len(said["text_fingerprint"]) == 64
+
+
+def test_text_fingerprints_change_with_the_tokenizer_itself(tmp_path):
+    """Not only with the configuration that names it: its files may change beside it."""
+    folder = folder_of(tmp_path / "m", open_clip_model__safetensors=tensors(stock().state_dict()))
+    system = open_system(folder)
+    simple = open_clip.SimpleTokenizer
+
+    def hugging_face(vocabulary, rules):
+        backend = SimpleNamespace(to_str=lambda: rules)
+        inner = SimpleNamespace(get_vocab=lambda: vocabulary, backend_tokenizer=backend)
+        return SimpleNamespace(tokenizer=inner, context_length=77, clean_fn=None, strip_sep_token=False)
+
+    tokenizers = [
+        simple(),
+        simple(clean="whitespace"),
+        simple(additional_special_tokens=["<taxon>"]),
+        simple(context_length=64),
+        hugging_face({"a": 0, "b": 1}, "lower"),
+        hugging_face({"a": 1, "b": 0}, "lower"),
+        hugging_face({"a": 0, "b": 1}, "strip"),
+    ]
+    seen = [replace(system, tokenizer=tokenizer).text_fingerprint for tokenizer in tokenizers]
+    assert len(set(seen)) == len(tokenizers)
+    same = hugging_face({"b": 1, "a": 0}, "lower")  # in another order, as a library may list it
+    assert replace(system, tokenizer=same).text_fingerprint == seen[4]
+    assert seen[0] == system.text_fingerprint
