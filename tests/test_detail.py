@@ -73,6 +73,7 @@ def test_detail_is_plain_json_and_its_strata_are_scores_of_their_images() -> Non
         assert part.strata is part.root_order is None
         assert (part.k, part.head) == (2, 4)
         assert part.top_k == top_k(answers[rows], c.truth[rows], c.taxonomy)
+        assert part.top_k_average == 1.0
         assert part.intervals == bootstrap(
             score_parts(c.independent[rows], c.truth[rows], c.taxonomy), resamples=20
         )
@@ -85,7 +86,7 @@ def test_detail_is_plain_json_and_its_strata_are_scores_of_their_images() -> Non
 def test_detail_without_anything_else() -> None:
     c = case(0)
     result = detailed(c.paths, c.truth, c.taxonomy, resamples=5)
-    assert result.top_k is result.calibration is result.strata is result.root_order is None
+    assert result.top_k is result.top_k_average is result.calibration is result.strata is result.root_order is None
     assert result.k == 1
     assert (result.intervals.resamples, result.intervals.seed, result.head) == (5, 0, 20)
     other = detailed(c.paths, c.truth, c.taxonomy, counts=np.full(c.taxonomy.size, 20), seed=7, head=21)
@@ -93,6 +94,18 @@ def test_detail_without_anything_else() -> None:
     tail = other.strata["tail"]
     assert (tail.images, tail.top_k, tail.calibration) == (other.images, None, None)
     assert (tail.intervals.resamples, tail.intervals.seed) == (1000, 7)
+
+
+def test_average_of_the_top_k_is_over_the_ranks_present() -> None:
+    c = case(3)
+    c.truth[:, 2] = -1
+    result = detailed(c.independent, c.truth, c.taxonomy, answers=c.independent[:, :, None], resamples=2)
+    assert result.top_k == result.accuracy
+    assert result.top_k[2] is None
+    assert result.top_k_average == result.average
+    nothing = detailed(c.independent[:0], c.truth[:0], c.taxonomy, answers=c.independent[:0, :, None], resamples=2)
+    assert nothing.top_k == (None,) * R
+    assert nothing.top_k_average is None
 
 
 def test_defaults_are_those_of_the_literature() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_protocols import nearest_candidate, random_features, random_taxonomy
 
-from bioclip_hc.evaluation import best_paths, full_path, paths, score, top_down
+from bioclip_hc.evaluation import best_paths, coarse_to_fine, full_path, paths, score, top_down
 from bioclip_hc.kernels import reference
 from bioclip_hc.kernels.similarity import Similarity
 from bioclip_hc.taxonomy import RANKS, Taxonomy
@@ -192,6 +192,22 @@ def test_no_images_no_candidates_and_what_is_not_a_number_give_no_path() -> None
     assert (found.taxa[1] == -1).all()
     assert not found.confidence[1].any()
     assert (found.taxa[[0, 2]] >= 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("decoder", [full_path, top_down, coarse_to_fine])
+def test_the_curvature_is_1_unless_another_is_given(decoder) -> None:
+    rng = np.random.default_rng(1)
+    taxonomy = random_taxonomy(rng, species=80)
+    image, text = random_features(rng, 60, taxonomy.size)
+    found, one, two = (
+        decoder(image, text, taxonomy, scale=3.0, geometry="lorentz", **given)
+        for given in ({}, {"curv": 1.0}, {"curv": 2.0})
+    )
+    np.testing.assert_array_equal(found, one)
+    assert (found != two).any()
+    found = best_paths(image.double(), text.double(), taxonomy, scale=3.0, geometry="lorentz")
+    assert (found.taxa.dtype, found.log_probability.dtype) == (np.int64, np.float32)
+    assert found.confidence.dtype == np.float32
 
 
 def test_errors_name_the_argument() -> None:

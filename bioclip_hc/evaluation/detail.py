@@ -24,6 +24,8 @@ class DetailedScore(Score):
 
     top_k: tuple[float | None, ...] | None
     """(R,) share of images whose true taxon is among the k answers; None: a protocol of one answer."""
+    top_k_average: float | None
+    """Mean of `top_k` over the ranks present."""
     k: int
     calibration: Calibration | None
     """None: no probabilities were given."""
@@ -81,9 +83,12 @@ def detailed(
             )
             for name, rows in strata(truth, counts, taxonomy, head).items()
         }
+    best = None if answers is None else top_k(answers, truth, taxonomy)
+    present = [share for share in best or () if share is not None]
     return DetailedScore(
         **{field.name: getattr(score, field.name) for field in fields(Score)},
-        top_k=None if answers is None else top_k(answers, truth, taxonomy),
+        top_k=best,
+        top_k_average=float(np.mean(present)) if present else None,
         k=1 if answers is None else answers.shape[2],
         calibration=None if probability is None else calibration(probability, predictions, truth, taxonomy),
         intervals=bootstrap(parts, resamples=resamples, seed=seed),
