@@ -10,13 +10,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bioclip_hc import __version__, doctor, embed_cli, evaluate_cli, lists_cli, predict_cli, shards_cli
+from bioclip_hc import (
+    __version__,
+    doctor,
+    embed_cli,
+    evaluate_cli,
+    few_shot_cli,
+    lists_cli,
+    predict_cli,
+    shards_cli,
+)
 from bioclip_hc.data.captions import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code: 0 done, 1 done with some images left out, 2 a mistake to mend, 130 Ctrl-C."""
     options = parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code: int = options.command(options)
         sys.stdout.flush()
@@ -44,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     embed_cli.add_command(commands)
     lists_cli.add_commands(commands)
     evaluate_cli.add_command(commands)
+    few_shot_cli.add_command(commands)
     p = commands.add_parser("shards", help="build, split, index, verify or inspect shards")
     shards_cli.add_actions(p)
     doctor.add_command(commands)

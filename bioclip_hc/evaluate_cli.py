@@ -1,4 +1,4 @@
-"""bioclip-hc evaluate: how often a model is right on labelled photographs.
+"""bioclip-hc evaluate: how often models are right on labelled photographs.
 
 Everything heavy is imported inside the command that needs it, so that --help answers at once.
 """
@@ -6,56 +6,108 @@ Everything heavy is imported inside the command that needs it, so that --help an
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bioclip_hc import shards_cli
-from bioclip_hc.cli_options import device, model_options
+from bioclip_hc import benchmark_cli
+from bioclip_hc.benchmark_cli import write_whole
+
+if TYPE_CHECKING:
+    from bioclip_hc.evaluation.report import Report
+    from bioclip_hc.evaluation.rows import Row
+    from bioclip_hc.evaluation.study import Run
 
 
 def add_command(commands: Any) -> None:
     """Give the command line its `evaluate`."""
-    p = commands.add_parser("evaluate", help="coarse-to-fine and top-down accuracy on labelled shards")
+    p = commands.add_parser(
+        "evaluate",
+        help="accuracy at every rank on a benchmark or labelled shards, under all protocols",
+        epilog=benchmark_cli.EXIT_CODES,
+    )
     p.set_defaults(command=_evaluate)
-    model_options(p)
-    p.add_argument("--data", required=True, help="shards: a folder, a glob, a brace range or a URL")
-    shards_cli.source_options(p)
-    p.add_argument("--synonyms", help="table (columns synonym, accepted) for names that the taxonomy lacks")
-    p.add_argument("--output", help="folder for report.json and report.html")
+    benchmark_cli.benchmark_options(p)
+    p.add_argument("--abstain", type=float, metavar="P", help="also: name no rank less probable than P")
+    p.add_argument(
+        "--max-risk",
+        type=float,
+        metavar="R",
+        help="also: name what is sure enough that, with 95%% confidence, at most R of the names at a rank are "
+        "wrong; half of the photographs set the thresholds, the other half is scored",
+    )
+    p.add_argument(
+        "--training-counts",
+        metavar="SOURCE",
+        help="training images of each taxon, for scores of head, tail and unseen: a table with a column images, a "
+        "model folder, or the training shards; by default what the model's folder says",
+    )
+    p.add_argument("--clade", action="append", default=[], metavar="TAXON", help="show who is confused within it")
+    p.add_argument(
+        "--predictions", choices=("csv", "parquet"), default="csv", help="of --output, per image (default: csv)"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from bioclip_hc.data.names import NameTable
-    from bioclip_hc.data.shards import ShardSet
-    from bioclip_hc.data.urls import shown, split_specs
-    from bioclip_hc.evaluation import Report, Row, chance
-    from bioclip_hc.evaluation.benchmark import evaluate
-    from bioclip_hc.evaluation.systems import System
-    from bioclip_hc.model import resolve_folder
-    from bioclip_hc.predictor import read_taxonomy
+    from dataclasses import replace
 
-    folder = resolve_folder(options.model)
-    taxonomy = read_taxonomy(folder, options.taxonomy)
-    system = System.load(folder, device=device(options.device))
-    shards = ShardSet(shards_cli.named_shards(options), NameTable(taxonomy, options.synonyms))
-    if shards.resolution.flat:
-        print(f"bioclip-hc: {shards.resolution}", file=sys.stderr)
-    if unresolved := shards.unresolved(taxonomy):
-        print(f"bioclip-hc: {unresolved}", file=sys.stderr)
-    outcome = evaluate(system, shards, taxonomy)
-    name = ",".join(map(shown, split_specs(options.data)))
-    rows = [Row("chance", "", name, chance(outcome.truth, taxonomy))]
-    rows += [Row(system.name, protocol, name, s) for protocol, s in outcome.scores().items()]
-    report = Report(f"{options.model} on {name}", rows)
+    from bioclip_hc.evaluation.comparison import Stopping, chance_row, run_of, stopping_rows
+    from bioclip_hc.evaluation.study import report_of
+
+    stopping = Stopping(options.abstain, options.max_risk)
+    runs: list[Run] = []
+    extra_rows: list[Row] = []
+    baselines: list[Row] = []
+    code = 0
+    with benchmark_cli.together(options) as world:
+        systems, question = benchmark_cli.opened(options, world)
+        for system, contents, found in benchmark_cli.embedded(options, world, systems, question):
+            if found is None:
+                continue
+            run = run_of(
+                system,
+                question,
+                found,
+                texts=benchmark_cli.text_cache(options),
+                counts=options.training_counts,
+                tell=benchmark_cli.tell,
+            )
+            runs.append(run)
+            extra_rows += stopping_rows(run, stopping, contents)
+            if not baselines:
+                baselines.append(chance_row(question, found))
+                code = benchmark_cli.tell_unread(question, found)
+    if not runs:
+        return 0
+    title = f"{', '.join(run.name for run in runs)} on {question.benchmark.name}"
+    report = report_of(title, runs, baselines=baselines, clades=options.clade)
+    report = replace(report, rows=[*report.rows, *extra_rows])
     print(report.table())
+    print(f"\ncandidates: {question.candidates}, {question.taxonomy.size}")
+    for row in extra_rows:
+        for key, value in row.extra.items():
+            if key.startswith("named"):
+                print(f"{row.name}, {row.protocol}: {key}: {value}")
     if options.output:
-        output = Path(options.output)
-        output.mkdir(parents=True, exist_ok=True)
-        report.to_json(output / "report.json")
-        report.to_html(output / "report.html")
-        print(f"report: {output / 'report.html'}")
-    unreadable = len(shards) - len(outcome.indices)
-    if unreadable:
-        print(f"bioclip-hc: left out {unreadable} of {len(shards)} images, which cannot be read", file=sys.stderr)
-    return 1 if unreadable else 0
+        _write(Path(options.output), report, runs, options.predictions)
+    return code
+
+
+def _write(folder: Path, report: Report, runs: list[Run], form: str) -> None:
+    from bioclip_hc.evaluation.comparison import PREDICTION_COLUMNS, prediction_rows
+    from bioclip_hc.prediction.output import destination
+    from bioclip_hc.prediction.writers import TextWriter, make_writer
+
+    write_whole(folder / "report.json", report.to_json)
+    write_whole(folder / "report.html", report.to_html)
+    write_whole(folder / "report.md", report.to_markdown)
+    with destination(str(folder / f"predictions.{form}"), keep_part=False) as sink:
+        writer = make_writer(form, sink, PREDICTION_COLUMNS, TextWriter)
+        rows: list[dict[str, Any]] = []
+        for row in prediction_rows(runs):
+            rows.append(row)
+            if len(rows) == 4096:
+                writer.write(rows)
+                rows = []
+        writer.write(rows)
+        writer.close()
+    print(f"report: {folder / 'report.html'}")

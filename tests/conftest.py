@@ -29,6 +29,12 @@ def _quick_interpreter() -> None:
     interpreter.InterpretedFunction.__call__ = call
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory) -> None:
+    """Tests find nothing in the user's caches, and leave nothing there."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder with taxonomies/ and images/; tests that need it are skipped elsewhere."""

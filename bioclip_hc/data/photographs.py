@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from bioclip_hc.data.sample import MAX_IMAGE_BYTES, PathLike, Sample
-from bioclip_hc.taxonomy import Lineage
+from bioclip_hc.taxonomy import Lineage, Taxonomy
 
 
 class Photographs(Protocol):
@@ -33,6 +33,19 @@ class Photographs(Protocol):
     def read(self, i: int) -> Sample:
         """Photograph i, not decoded; raises OSError where it cannot be read."""
         ...
+
+
+def unresolved(photographs: Photographs, taxonomy: Taxonomy) -> str:
+    """A sentence on the samples that name a taxon which the taxonomy lacks; "" where there are none."""
+    named = np.array([[bool(name) for name in lineage] for lineage in photographs.lineages])
+    lacks = np.any(named & (taxonomy.encode_many(photographs.lineages) < 0), axis=1)
+    if not lacks.any():
+        return ""
+    first = " > ".join(filter(None, photographs.lineages[int(lacks.argmax())]))
+    return (
+        f"{int(lacks[photographs.lineage_index].sum())} of {len(photographs)} samples name taxa that the taxonomy "
+        f"lacks, and count only at the ranks above them; the first: {first}"
+    )
 
 
 class PhotographFiles:

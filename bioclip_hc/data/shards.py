@@ -28,6 +28,7 @@ from bioclip_hc.data.captions import CAPTION, Label
 from bioclip_hc.data.index import shard_index
 from bioclip_hc.data.keys import decoded, encoded, repeated_keys
 from bioclip_hc.data.names import Found, NameTable, Resolution
+from bioclip_hc.data.photographs import unresolved
 from bioclip_hc.data.quarantine import BadSample
 from bioclip_hc.data.sample import PathLike, Sample
 from bioclip_hc.data.sources import expand_shards
@@ -117,15 +118,7 @@ class ShardSet:
 
     def unresolved(self, taxonomy: Taxonomy) -> str:
         """A sentence on the samples that name a taxon which the taxonomy lacks; "" where there are none."""
-        named = np.array([[bool(name) for name in lineage] for lineage in self.lineages])
-        lacks = np.any(named & (taxonomy.encode_many(self.lineages) < 0), axis=1)
-        if not lacks.any():
-            return ""
-        first = " > ".join(filter(None, self.lineages[int(lacks.argmax())]))
-        return (
-            f"{int(lacks[self.lineage_index].sum())} of {len(self)} samples name taxa that the taxonomy lacks, and "
-            f"count only at the ranks above them; the first: {first}"
-        )
+        return unresolved(self, taxonomy)
 
     def key(self, i: int) -> str:
         """The key of sample i."""

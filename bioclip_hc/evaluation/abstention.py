@@ -132,6 +132,31 @@ def certified_threshold(
     return math.inf
 
 
+def certified_thresholds(
+    confidence: np.ndarray, taxa: np.ndarray, truth: np.ndarray, *, target: float, delta: float = 0.05
+) -> np.ndarray:
+    """(R,) the least threshold of each rank whose risk there is shown to be at most `target`; inf where none is.
+
+    At each rank this holds as in `certified_threshold`. The thresholds rise from the root down, so that what is
+    named is a path: all of the grid are shown at once, any of them may be chosen, and so may the least above that
+    of the rank before.
+
+    Args:
+        confidence, taxa, truth: (N, R) of paths (`best_paths`) and of their truth, -1 = none.
+    """
+    thresholds = np.full(truth.shape[1], math.inf)
+    least = -math.inf
+    for r in range(truth.shape[1]):
+        decided = (taxa[:, r] >= 0) & (truth[:, r] >= 0)
+        grid = GRID[least <= GRID]
+        if decided.any() and len(grid):
+            right = taxa[decided, r] == truth[decided, r]
+            share = delta * len(grid) / len(GRID)  # the same level for each threshold as if all were tried
+            least = certified_threshold(confidence[decided, r], right, target=target, delta=share, grid=grid)
+        thresholds[r] = least if least > -math.inf else 0.0
+    return thresholds
+
+
 def _at_most(wrong: int, count: int, share: float) -> float:
     """Probability of at most `wrong` of `count` where each is wrong with probability `share`.
 

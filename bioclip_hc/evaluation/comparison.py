@@ -1,0 +1,193 @@
+"""Several systems on one benchmark: from photographs to the runs and rows of a report.
+
+# N photographs, R ranks, T taxa
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bioclip_hc.evaluation.abstention import certified_thresholds, stopped
+from bioclip_hc.evaluation.counts import counts_of_model, read_counts
+from bioclip_hc.evaluation.images import Contents, Embedded
+from bioclip_hc.evaluation.metrics import chance
+from bioclip_hc.evaluation.outcome import Outcome, outcome
+from bioclip_hc.evaluation.published import published
+from bioclip_hc.evaluation.question import Question, folder_of, own_taxonomy
+from bioclip_hc.evaluation.rows import Row
+from bioclip_hc.evaluation.study import Run
+from bioclip_hc.evaluation.systems import System
+from bioclip_hc.evaluation.text_cache import taxa_texts
+from bioclip_hc.taxonomy import RANKS
+
+FULL_PATH = "full-path"
+DELTA = 0.05  # the probability that a certified threshold does not hold after all
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When to name no further: below a probability, or so that at most a share of names is wrong."""
+
+    probability: float | None = None
+    max_risk: float | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("--abstain", self.probability), ("--max-risk", self.max_risk)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{option} must lie between 0 and 1, got {value}")
+
+
+def run_of(
+    system: System,
+    question: Question,
+    embedded: Embedded,
+    *,
+    texts: Path | bool = True,
+    counts: str | None = None,
+    tell: Callable[[str], object],
+) -> Run:
+    """What a system answers.
+
+    Args:
+        texts: the cache of text embeddings, as in `taxa_texts`.
+        counts: the training images of each taxon, as `read_counts` takes them; None: what its folder says, if
+            anything.
+    """
+    if not len(embedded.indices):
+        total = len(question.benchmark.photographs)
+        first = f"; the first: {embedded.unread[0].reason}" if embedded.unread else ""
+        raise ValueError(f"none of the {total} images could be read{first}")
+    text = taxa_texts(system, question.taxonomy, cache=texts, tell=tell)
+    found = outcome(
+        embedded.indices,
+        embedded.vectors,
+        question.truth[embedded.indices],
+        text,
+        question.taxonomy,
+        **system.space,
+    )
+    figures = {}
+    if system.recipe and question.kind and question.taxonomy is question.benchmark.taxonomy:
+        for protocol in found.predictions:
+            if row := published(system.recipe.key, question.kind, protocol):
+                figures[protocol] = row.figures
+    return Run(
+        system.name,
+        question.benchmark.name,
+        found,
+        question.benchmark.photographs,
+        _counts(system, question, counts),
+        figures,
+        extra={"asked in": str(system.prompts), "candidates": question.candidates},
+    )
+
+
+def _counts(system: System, question: Question, source: str | None) -> np.ndarray | None:
+    if source is not None:
+        return read_counts(source, question.taxonomy)
+    own = own_taxonomy(system)
+    return None if own is None else counts_of_model(folder_of(system), own, question.taxonomy)
+
+
+def chance_row(question: Question, embedded: Embedded) -> Row:
+    """The baseline of a benchmark."""
+    truth = question.truth[embedded.indices]
+    return Row("chance", "", question.benchmark.name, chance(truth, question.taxonomy))
+
+
+def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[Row]:
+    """Scores of paths that stop where they are not sure enough, -1 below being wrong where the truth is known.
+
+    A certified threshold is chosen on half of the photographs, drawn by their content, and scored on the other
+    half, beside whole paths.
+    """
+    found = run.outcome
+    if stopping.probability is not None:
+        level = np.full(len(RANKS), stopping.probability)
+        name = f"stopping below {stopping.probability:.0%}"
+        yield _stopped_row(run, run.split, name, found, level)
+    if stopping.max_risk is not None:
+        calibrating = np.array([contents.key[m][0] < 128 for m in contents.content[found.indices]], dtype=bool)
+        fit, test = _part(found, calibrating), _part(found, ~calibrating)
+        level = certified_thresholds(
+            fit.confidence, fit.predictions[FULL_PATH], fit.truth, target=stopping.max_risk, delta=DELTA
+        )
+        split = f"{run.split}, the half not used to set thresholds"
+        score = replace(test, predictions={FULL_PATH: test.predictions[FULL_PATH]}).scores(run.counts)[FULL_PATH]
+        yield Row(run.name, FULL_PATH, split, score, run.extra)
+        name = f"stopping so that at most {stopping.max_risk:.0%} are wrong"
+        yield _stopped_row(run, split, name, test, level)
+
+
+def _stopped_row(run: Run, split: str, protocol: str, found: Outcome, level: np.ndarray) -> Row:
+    taxa = stopped(found.predictions[FULL_PATH], found.confidence, level)  # type: ignore[arg-type]
+    probability = np.where(taxa >= 0, found.probability[FULL_PATH], 0.0)
+    answered = replace(found, predictions={protocol: taxa}, probability={protocol: probability}, answers={})
+    parts = []
+    for r, rank in enumerate(RANKS):
+        known = found.truth[:, r] >= 0
+        if known.any():
+            named = known & (taxa[:, r] >= 0)
+            wrong = f"{(taxa[named, r] != found.truth[named, r]).mean():.1%}" if named.any() else "–"
+            parts.append(f"{rank} {named.sum() / known.sum():.1%} ({wrong}; from {level[r]:.3g})")
+    extra = {**run.extra, "named (wrong of these; from which probability on)": ", ".join(parts)}
+    return Row(run.name, protocol, split, answered.scores(run.counts)[protocol], extra)
+
+
+def _part(found: Outcome, rows: np.ndarray) -> Outcome:
+    """Some of the photographs."""
+    return replace(
+        found,
+        indices=found.indices[rows],
+        truth=found.truth[rows],
+        predictions={name: taxa[rows] for name, taxa in found.predictions.items()},
+        probability={name: p[rows] for name, p in found.probability.items()},
+        answers={name: taxa[rows] for name, taxa in found.answers.items()},
+        confidence=found.confidence[rows],
+    )
+
+
+def distinct_names(systems: Sequence[System]) -> list[System]:
+    """The same, those of one name told apart by where they are from, or else by number."""
+    named: list[System] = []
+    for system in systems:
+        names = [other.name for other in named]
+        tries = [system.name, f"{system.name} ({system.source})", *(f"{system.name} ({i})" for i in range(2, 99))]
+        named.append(replace(system, name=next(name for name in tries if name not in names)))
+    return named
+
+
+def prediction_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """One row for each system, protocol and photograph, for whoever analyses on; see `PREDICTION_COLUMNS`."""
+    for run in runs:
+        found = run.outcome
+        names = np.array([*(found.taxonomy.name(t) for t in range(found.taxonomy.size)), ""], dtype=object)
+        for protocol, taxa in found.predictions.items():
+            for row, i in enumerate(found.indices.tolist()):
+                known = dict(zip(_TRUE, names[found.truth[row]], strict=True))
+                said = dict(zip(RANKS, names[taxa[row]], strict=True))
+                probability = dict(zip(_PROBABILITY, found.probability[protocol][row].tolist(), strict=True))
+                sure = found.confidence[row].tolist() if protocol == FULL_PATH else [None] * len(RANKS)
+                yield {
+                    "file_name": run.photographs.name(i) if run.photographs else str(i),
+                    "system": run.name,
+                    "protocol": protocol,
+                    **known,
+                    **said,
+                    **probability,
+                    **dict(zip(_CONFIDENCE, sure, strict=True)),
+                }
+
+
+_TRUE, _PROBABILITY, _CONFIDENCE = (
+    [f"{what}_{rank}" for rank in RANKS] for what in ("true", "probability", "confidence")
+)
+PREDICTION_COLUMNS = {
+    **dict.fromkeys(["file_name", "system", "protocol", *_TRUE, *RANKS], "text"),
+    **dict.fromkeys([*_PROBABILITY, *_CONFIDENCE], "number"),
+}

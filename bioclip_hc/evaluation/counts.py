@@ -1,0 +1,114 @@
+"""How many training images each taxon had: kept beside a model's taxonomy, and read from tables or shards.
+
+# T taxa
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bioclip_hc.data.sample import PathLike
+from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.taxonomy import ALIASES, RANKS, Taxonomy, table_reader
+
+COUNTS = "taxonomy_counts.json"  # in a model folder, beside taxonomy.json
+COLUMNS = ("images", "count", "counts", "n")  # how a table may call the number of images
+FORMAT_VERSION = 1
+
+
+def save_counts(counts: np.ndarray, taxonomy: Taxonomy, folder: Path) -> None:
+    """Write counts (T,), as `training_counts` gives them, into a model folder."""
+    content = {"format": FORMAT_VERSION, "taxonomy_sha256": taxonomy.sha256, "images": counts.tolist()}
+    aside = folder / f".{COUNTS}.new"
+    aside.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    os.replace(aside, folder / COUNTS)
+
+
+def counts_of_model(folder: Path, own: Taxonomy, taxonomy: Taxonomy) -> np.ndarray | None:
+    """(T,) training images of each taxon of `taxonomy`, of the model in a folder; None where it does not say.
+
+    Args:
+        own: the model's taxonomy.
+
+    Raises:
+        ValueError: the file is not one of counts, or of another taxonomy.
+    """
+    path = folder / COUNTS
+    return _from_json(path, own, taxonomy) if path.is_file() else None
+
+
+def read_counts(source: PathLike, taxonomy: Taxonomy) -> np.ndarray:
+    """(T,) int64: the training images of each taxon, those of its descendants included.
+
+    Args:
+        source: a table (.csv, .csv.gz) with the columns kingdom ... species and one of `COLUMNS`, a row for the
+            images of a lineage; a model folder, or the counts in it (.json, with taxonomy.json beside it); else
+            shards, as `expand_shards` names them. What they name and the taxonomy lacks is not counted there.
+
+    Raises:
+        FileNotFoundError: no such file, folder or shard.
+        ValueError: a table without such columns, a number below 0 or none; a file that is not one of counts.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / COUNTS).is_file():
+        path /= COUNTS
+    if path.name.endswith(".json"):
+        return _from_json(path, Taxonomy.load(path.with_name("taxonomy.json")), taxonomy)
+    if path.name.endswith((".csv", ".csv.gz")):
+        return _from_table(path, taxonomy)
+    return counts_of_shards(ShardSet(source), taxonomy)
+
+
+def _from_json(path: Path, own: Taxonomy, taxonomy: Taxonomy) -> np.ndarray:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT_VERSION:
+            raise ValueError(f"format {content['format']}")
+        images = np.array(content["images"], dtype=np.int64)
+        if images.shape != (own.size,) or (images < 0).any() or content["taxonomy_sha256"] != own.sha256:
+            raise ValueError("they are not of the taxonomy beside them")
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} has no training counts that can be used ({error}); delete it") from None
+    same = own.encode_many([taxonomy.lineage_names(t) for t in range(taxonomy.size)])
+    same_taxon = same[np.arange(taxonomy.size), taxonomy.rank]
+    return np.where(same_taxon >= 0, images[same_taxon], 0)
+
+
+def _from_table(path: Path, taxonomy: Taxonomy) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"table of training counts {path} does not exist")
+    lineages, images = [], []
+    with table_reader(path) as reader:
+        columns = list(reader.fieldnames or [])
+        number = next((column for column in COLUMNS if column in columns), None)
+        at_rank = {ALIASES.get(column, column): column for column in columns}
+        if number is None or not any(rank in at_rank for rank in RANKS):
+            raise ValueError(
+                f"{path} must have rank columns ({', '.join(RANKS)}) and one of {', '.join(COLUMNS)}, has {columns}"
+            )
+        for row in reader:
+            said = row.get(number)
+            if not (said or "").strip().isdecimal():
+                raise ValueError(f"{path}, line {reader.line_num}: {said!r} is no number of images")
+            lineages.append([row[at_rank[rank]] if rank in at_rank else "" for rank in RANKS])
+            images.append(int(said or 0))
+    return _weighted(taxonomy.encode_many(lineages), np.array(images, dtype=np.int64), taxonomy)
+
+
+def _weighted(taxa: np.ndarray, images: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """`training_counts` of lineages (L, R) that have so many images (L,) each."""
+    counts = np.zeros(taxonomy.size, dtype=np.int64)
+    for r in range(taxa.shape[1]):
+        known = taxa[:, r] >= 0
+        np.add.at(counts, taxa[known, r], images[known])
+    return counts
+
+
+def counts_of_shards(shards: ShardSet, taxonomy: Taxonomy) -> np.ndarray:
+    """(T,) images of each taxon that shards hold."""
+    images = np.bincount(shards.lineage_index, minlength=len(shards.lineages))
+    return _weighted(taxonomy.encode_many(shards.lineages), images, taxonomy)

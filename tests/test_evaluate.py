@@ -1,0 +1,356 @@
+"""bioclip-hc evaluate and few-shot on small benchmarks: processes, kills, what is kept, and what is written."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
+
+from bioclip_hc.cli import main
+from bioclip_hc.evaluation import Report
+from bioclip_hc.evaluation.counts import COUNTS, save_counts
+from bioclip_hc.evaluation.strata import training_counts
+from bioclip_hc.model import create_model
+from bioclip_hc.taxonomy import RANKS, Taxonomy
+
+COUNT = 26
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two models, a manifest of pictures, and shards."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "tiny.json").write_text(json.dumps(ARCHITECTURES["tiny"]))
+    for seed, name in enumerate(("model", "other")):
+        torch.manual_seed(seed)
+        create_model(folder / "tiny.json").save_pretrained(folder / name)
+        Taxonomy.from_lineages(LINEAGES).save(folder / name / "taxonomy.json")
+    write_manifest(folder / "set")
+    write_pictures(folder / "shards", 24)
+    return folder
+
+
+def write_manifest(folder, broken=()):
+    folder.mkdir()
+    with (folder / "set.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", *RANKS])
+        for i in range(COUNT):
+            data = b"<html>" if i in broken else picture(i % (COUNT - 2))  # two are others under another name
+            (folder / f"{i}.jpg").write_bytes(data)
+            rows.writerow([f"{i}.jpg", *LINEAGES[i % (COUNT - 2) % 6]])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """A report without its page, which takes seconds to draw."""
+    monkeypatch.setattr(Report, "to_html", lambda self, path: path.write_text(""))
+
+
+def words(place, *more):
+    own = ["evaluate", "--model", place / "model", "--benchmark", "manifest", "--data", place / "set" / "set.csv"]
+    return [str(word) for word in (*own, *more)]
+
+
+def run(capsys, words):
+    code = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def forward_passes(monkeypatch):
+    """Counts the images that any model sees from now on."""
+    from bioclip_hc.model import HierarchicalCLIP
+
+    seen = []
+    encode = HierarchicalCLIP.encode_image
+    monkeypatch.setattr(HierarchicalCLIP, "encode_image", lambda m, images: seen.append(1) or encode(m, images))
+    return seen
+
+
+def rows_of(folder):
+    return json.loads((folder / "report.json").read_text())["rows"]
+
+
+# -- the cache and the processes
+
+
+def test_a_second_evaluation_costs_no_forward_pass(capsys, place, tmp_path, monkeypatch, no_page):
+    seen = forward_passes(monkeypatch)
+    code, first, _ = run(capsys, words(place, "--output", tmp_path / "a"))
+    assert code == 0
+    assert len(seen) == 1
+    _, second, _ = run(capsys, words(place, "--output", tmp_path / "b"))
+    assert len(seen) == 1
+    assert first.replace(str(tmp_path / "a"), "") == second.replace(str(tmp_path / "b"), "")
+    for name in ("predictions.csv", "report.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_any_number_of_processes_gives_the_same_bytes(capsys, place, tmp_path, monkeypatch, no_page):
+    """One; two that a launcher starts; three that the command starts."""
+
+    def asked(count, *more):
+        return words(place, "--cache", tmp_path / f"of {count}", "--output", tmp_path / str(count), *more)
+
+    assert run(capsys, asked(1))[0] == 0
+    code, out, err = run(capsys, asked(3, "--processes", "3"))
+    assert code == 0, err
+    assert out.count("coarse-to-fine") == 1  # one of them speaks
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    said = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    other = subprocess.Popen(
+        [sys.executable, "-m", "bioclip_hc.cli", *asked(2)],
+        env=environment(**said, RANK="1", LOCAL_RANK="1"),
+        stdout=subprocess.PIPE,
+    )
+    for name, value in {**said, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run(capsys, asked(2))
+    assert code == 0, err
+    assert other.communicate(timeout=240) == (b"", None)
+    assert other.returncode == 0
+    assert [len(list((tmp_path / f"of {count}").rglob("*.part"))) for count in (1, 2, 3)] == [1, 2, 3]
+    for name in ("predictions.csv", "report.json"):
+        assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1
+
+
+HANGS = """
+import os, time
+if os.environ.get("RANK") == "1":
+    from bioclip_hc.evaluation import images
+    read = images._Pictures.__getitem__
+    images.embed_photographs.__kwdefaults__["batch_size"] = 1
+
+    def slowly(self, place):
+        if place == 2:
+            with open({reached!r} + ".new", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename({reached!r} + ".new", {reached!r})
+            time.sleep(600)
+        return read(self, place)
+
+    images._Pictures.__getitem__ = slowly
+"""
+
+
+@pytest.fixture
+def second(monkeypatch, tmp_path):
+    """The second of all processes hangs at its third picture; call for its id, which waits until it does."""
+    reached = tmp_path / "reached"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGS.format(reached=str(reached)))
+    path = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    def pid():
+        end = time.monotonic() + 200
+        while not reached.is_file():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return int(reached.read_text())
+
+    return pid
+
+
+def test_a_process_that_is_killed_ends_all_and_what_was_done_is_kept(capsys, place, tmp_path, monkeypatch, second):
+    killer = threading.Thread(target=lambda: os.kill(second(), signal.SIGKILL))
+    killer.start()
+    code, out, err = run(capsys, words(place, "--processes", "2"))
+    killer.join()
+    assert code == 2
+    assert out == ""
+    assert err.startswith(
+        "bioclip-hc: process 1 of 2 was ended by signal 9; all have ended. Embeddings done so far"
+    )
+    assert len(err.splitlines()) == 1
+    before = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("*.part")}
+    assert len(before) == 2
+    seen = forward_passes(monkeypatch)
+    code, table, _ = run(capsys, words(place))
+    assert code == 0
+    assert len(seen) == 1
+    sizes = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("*.part")}
+    record = 32 + 4 * 16 + 4
+    assert sum(size // record for size in sizes.values()) == COUNT - 2  # none was computed twice
+    assert {path: sizes[path] for path in before} == before
+    shutil.rmtree(tmp_path / "cache")
+    assert run(capsys, words(place))[1] == table
+
+
+def test_those_it_started_end_with_it(place, second):
+    asked = words(place, "--processes", "2")
+    process = multiprocessing.get_context("fork").Process(target=main, args=(asked,))
+    process.start()
+    other = second()
+    process.kill()
+    process.join(60)
+    end = time.monotonic() + 60
+    while alive(other):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -- what is asked, and what is said of it
+
+
+def test_it_writes_page_table_data_and_predictions(capsys, place, tmp_path):
+    code, out, _ = run(capsys, words(place, "--model", place / "other", "--output", tmp_path / "out"))
+    assert code == 0
+    assert "candidates: the benchmark's own taxa" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("predictions.csv", "report.html", "report.json", "report.md")
+    ]
+    rows = rows_of(tmp_path / "out")
+    assert {(row["name"], row["protocol"]) for row in rows} == {
+        ("chance", ""),
+        *((name, p) for name in ("model", "other") for p in ("coarse-to-fine", "top-down", "full-path")),
+    }
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert len(predictions) == 2 * 3 * COUNT
+    down = [p for p in predictions if (p["system"], p["protocol"]) == ("other", "top-down")]
+    (score,) = [row["score"] for row in rows if (row["name"], row["protocol"]) == ("other", "top-down")]
+    for r, rank in enumerate(RANKS):
+        known = [p for p in down if p[f"true_{rank}"]]
+        right = [p[rank] == p[f"true_{rank}"] and same_above(p, r) for p in known]
+        assert np.mean(right) == pytest.approx(score["accuracy"][r])
+    assert down[0]["file_name"].endswith("0.jpg")
+    assert all(0 <= float(p["probability_species"]) <= 1 for p in predictions)
+
+
+def same_above(prediction, r):
+    return all(prediction[rank] == prediction[f"true_{rank}"] for rank in RANKS[:r] if prediction[f"true_{rank}"])
+
+
+def test_unreadable_images_are_told_counted_and_left_out(capsys, place, tmp_path):
+    write_manifest(tmp_path / "set", broken=(3, 7))
+    asked = words(tmp_path)
+    asked[2] = place / "model"
+    code, _, err = run(capsys, asked)
+    assert code == 1
+    assert f"left out 2 of {COUNT} images" in err
+    assert "3.jpg" in err
+
+
+def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
+    code, out, _ = run(capsys, words(place, "--abstain", "0.5", "--max-risk", "0.4", "--output", tmp_path / "out"))
+    assert code == 0
+    rows = {(row["split"], row["protocol"]): row for row in rows_of(tmp_path / "out")}
+    below = rows["set.csv", "stopping below 50%"]["score"]
+    whole = rows["set.csv", "full-path"]["score"]
+    assert all(b <= w for b, w in zip(below["accuracy"], whole["accuracy"], strict=True))
+    half = "set.csv, the half not used to set thresholds"
+    assert 0 < rows[half, "full-path"]["score"]["images"] < COUNT
+    assert (
+        rows[half, "full-path"]["score"]["images"]
+        == (rows[half, "stopping so that at most 40% are wrong"]["score"]["images"])
+    )
+    assert "named (wrong of these" in out
+
+
+def test_shards_are_asked_among_the_models_own_taxa(capsys, place):
+    code, out, _ = run(capsys, ["evaluate", "--model", place / "model", "--data", place / "shards"])
+    assert code == 0
+    assert "candidates: the taxa that the model was trained on" in out
+
+
+def test_head_tail_and_unseen_by_what_the_model_says(capsys, place, tmp_path, no_page):
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    own = Taxonomy.load(model / "taxonomy.json")
+    seen = own.encode_many([LINEAGES[0]] * 30 + [LINEAGES[2]] * 3)
+    save_counts(training_counts(seen, own), own, model)
+    asked = words(place, "--output", tmp_path / "out")
+    asked[2] = str(model)
+    assert run(capsys, asked)[0] == 0
+    images = {
+        name: s["images"]
+        for name, s in next(row for row in rows_of(tmp_path / "out") if row["protocol"])["score"]["strata"].items()
+    }
+    of = [i % (COUNT - 2) % 6 for i in range(COUNT)]
+    assert images == {"head": of.count(0), "tail": of.count(2), "unseen": COUNT - of.count(0) - of.count(2)}
+    table = tmp_path / "counts.csv"
+    table.write_text(",".join([*RANKS, "images"]) + "\n" + ",".join([*LINEAGES[1], "25"]) + "\n")
+    assert run(capsys, [*asked, "--training-counts", table])[0] == 0
+    head = next(row for row in rows_of(tmp_path / "out") if row["protocol"])["score"]["strata"]["head"]
+    assert head["images"] == of.count(1)
+    (model / COUNTS).write_text("{")
+    code, _, err = run(capsys, asked)
+    assert code == 2
+    assert "has no training counts that can be used" in err
+
+
+# -- few-shot
+
+
+def test_few_shot(capsys, place, tmp_path):
+    asked = ["few-shot", *words(place)[1:], "--shots", "1", "2", "--seeds", "3", "--output", tmp_path / "out"]
+    code, out, _ = run(capsys, asked)
+    assert code == 0
+    assert "model, 1 shot" in out
+    content = json.loads((tmp_path / "out" / "few-shot.json").read_text())
+    assert [row["shots"] for row in content["rows"]] == [1, 2]
+    row = content["rows"][0]
+    assert len(row["accuracy"]) == 3
+    assert row["classes"][0] == 2
+    assert row["mean"][0] == pytest.approx(np.mean([draw[0] for draw in row["accuracy"]]))
+    assert row["std"][0] == pytest.approx(np.std([draw[0] for draw in row["accuracy"]], ddof=1))
+    assert f"{100 * row['mean'][0]:.1f} ±{100 * row['std'][0]:.1f}" in out
+    code, out, _ = run(capsys, [*asked, "--rank", "order", "--method", "knn"])
+    assert code == 0
+    assert "order" in out
+    assert "kingdom" not in out
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--abstain", "1.5"], "--abstain must lie between 0 and 1, got 1.5"),
+        (["--max-risk", "0"], "--max-risk must lie between 0 and 1"),
+        (["--processes", "0"], "--processes must be at least 1"),
+        (["--training-counts", "nowhere.csv"], "nowhere.csv"),
+        (["--taxonomy", "nowhere.csv"], "nowhere.csv"),
+        (["--output", "FILE"], "tiny.json"),
+        (["--split", "val"], "takes no option 'split'"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--clade", "Dragons"], "Dragons"),
+        (["--prompts", "nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(capsys, place, more, message):
+    known = {"FILE": place / "tiny.json"}
+    code, _, err = run(capsys, words(place, *(known.get(word, word) for word in more)))
+    assert code == 2
+    assert message in err
+    assert err.startswith("bioclip-hc: ")
+    assert len(err.strip().splitlines()) == 1
