@@ -102,14 +102,14 @@ def most_confused(predictions: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy
 
 
 def taxa_named(name: str, taxonomy: Taxonomy) -> list[int]:
-    """The taxa of a name (case aside), or of a path, or the end of one, written with > between its names."""
-    asked = [part.strip().casefold() for part in name.split(">")]
-    return [
-        t
-        for t in range(taxonomy.size)
-        if taxonomy.name(t).casefold() == asked[-1]
-        and [part.casefold() for part in taxonomy.path(t)[-len(asked) :]] == asked
-    ]
+    """The taxa of a name (case aside); else of a path, or the end of one, written with > between its names."""
+    asked = [" ".join(part.split()).casefold() for part in (name, *name.split(">"))]
+    names = [taxonomy.name(t).casefold() for t in range(taxonomy.size)]
+    if found := [t for t in range(taxonomy.size) if names[t] == asked[0]]:
+        return found
+    ends = [t for t in range(taxonomy.size) if names[t] == asked[-1]]
+    path = asked[1:]
+    return [t for t in ends if [part.casefold() for part in taxonomy.path(t)[-len(path) :]] == path]
 
 
 def find_taxon(name: str, taxonomy: Taxonomy) -> int:
