@@ -146,6 +146,18 @@ def test_worst_mistakes_leave_farthest_up_and_are_surest(
         assert (mistake.probability is None) == (predictions[i, first[i]] < 0)
 
 
+def test_of_two_children_among_the_answers_the_upper_counts(tree: Taxonomy) -> None:
+    """The order p has a family and a genus for children; answers of independent ranks may name both."""
+    clade = find_taxon("A > c > m > p", tree)
+    family, genus = find_taxon("A > c > m > p > h", tree), find_taxon("A > c > m > p > Q", tree)
+    predictions = np.full((1, R), -1)
+    predictions[0, [4, 5]] = family, genus
+    found = confusion(predictions, tree.lineages[[genus]], tree, clade)
+    assert dict(zip(found.children, found.counts[found.children.index("Q")], strict=False)) == {"Q": 0, "h": 1}
+    assert most_confused(predictions, tree.lineages[[genus]], tree) == clade
+    assert most_confused(predictions, tree.lineages[[family]], tree) is None
+
+
 def test_no_mistake_no_list(tree: Taxonomy) -> None:
     truth = tree.lineages[-3:]
     assert worst_mistakes(np.arange(3), truth, truth, tree, np.ones((3, R)), 5) == []

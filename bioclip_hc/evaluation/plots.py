@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ from bioclip_hc.taxonomy import RANKS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEGEND_LINE = 0.19  # inches, by which a figure grows with each name in its legend
 BINS = 300  # points of one training curve
 THRESHOLD_MARKERS = "D^sv*P"
 
@@ -61,7 +62,7 @@ def accuracy_by_rank(
     Args:
         intervals: name -> one per rank; baselines have none.
     """
-    figure, axes = axes_of(height=3.2)
+    figure, axes = axes_of(height=2.55 + LEGEND_LINE * len(accuracy))
     known = [r for r in range(len(ranks)) if any(values[r] is not None for values in accuracy.values())]
     beside = min(0.09, 0.5 / max(len(accuracy), 1))  # systems stand side by side, or their intervals would merge
     for i, (name, values) in enumerate(accuracy.items()):
@@ -108,7 +109,7 @@ def reliability(
     diagrams: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]], look: Mapping[str, Style]
 ) -> Figure:
     """How often answers are right against how probable they are said to be, as (stated, right) of each bin."""
-    figure, axes = axes_of(height=3.2)
+    figure, axes = axes_of(height=2.6 + LEGEND_LINE * _lines(diagrams))
     for name, (stated, right) in diagrams.items():
         points = [(100 * p, 100 * a) for p, a in zip(stated, right, strict=True) if p is not None and a is not None]
         x, y = zip(*points, strict=True) if points else ((), ())
@@ -133,10 +134,10 @@ def risk_coverage(
     """
     from matplotlib.lines import Line2D
 
-    figure, axes = axes_of(height=3.2)
+    labels = list(dict.fromkeys(label for found in marks.values() for label, _, _ in found))
+    figure, axes = axes_of(height=2.6 + LEGEND_LINE * _lines([*curves, *labels]))
     for name, (coverage, risk) in curves.items():
         axes.plot([100 * c for c in coverage], [100 * r for r in risk], color=look[name].color, linewidth=1.3)
-    labels = list(dict.fromkeys(label for found in marks.values() for label, _, _ in found))
     for name, found in marks.items():
         for label, named, wrong in found:
             shape = THRESHOLD_MARKERS[labels.index(label) % len(THRESHOLD_MARKERS)]
@@ -153,9 +154,14 @@ def risk_coverage(
     return figure
 
 
-def _columns(names: Mapping[str, Any]) -> int:
+def _columns(names: Iterable[str]) -> int:
     """Ranks are short, systems long."""
-    return 3 if set(names) <= set(RANKS) else 1
+    return 3 if set(RANKS) & set(names) else 1
+
+
+def _lines(names: Collection[str]) -> int:
+    """Of the legend."""
+    return -(-len(names) // _columns(names))
 
 
 # -- training ---------------------------------------------------------------------------------------------

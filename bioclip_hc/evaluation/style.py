@@ -51,23 +51,31 @@ background:color-mix(in srgb,var(--hue) calc(var(--share)*.45),var(--soft))}
 .confusion .right{--hue:var(--series-2)}
 .confusion .wrong{--hue:var(--series-1)}
 .unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-@media (max-width:44rem){
-.scores,.scores tbody,.listing,.listing tbody,.scores caption,.listing caption{display:block}
-.scores thead,.listing thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-.scores tr,.listing tr{display:grid;grid-template-columns:repeat(4,1fr);padding:.35rem 0;
+@media screen and (max-width:70rem){
+.scores,.scores tbody,.scores caption{display:block}
+.scores thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.scores tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(5.2rem,1fr));padding:.35rem 0;
 border-bottom:1px solid var(--faint)}
-.listing tr{grid-template-columns:repeat(2,1fr)}
 .scores tr:has(+.published),.scores .published{border-bottom:0;padding-bottom:0}
-.scores tr>*,.listing tr>*{border:0;padding:.12rem .3rem;max-width:none;text-align:left}
-.scores tr>th,.listing tr>th{grid-column:1/-1;font-weight:600}
-.scores td::before,.listing td::before{content:attr(data-head);display:block;font-size:.72rem;color:var(--muted)}
+.scores tr>*{border:0;padding:.12rem .3rem;max-width:none;text-align:left}
+.scores tr>th{grid-column:1/-1;font-weight:600}
+.scores td::before{content:attr(data-head);display:block;font-size:.72rem;color:var(--muted)}
+}
+@media screen and (max-width:44rem){
+.listing,.listing tbody,.listing caption{display:block}
+.listing thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.listing tr{display:grid;grid-template-columns:repeat(2,1fr);padding:.35rem 0;border-bottom:1px solid var(--faint)}
+.listing tr>*{border:0;padding:.12rem .3rem;max-width:none}
+.listing tr>th{grid-column:1/-1;font-weight:600}
+.listing td::before{content:attr(data-head);display:block;font-size:.72rem;color:var(--muted)}
 .confusion{font-size:.68rem}
 .confusion td{width:1.45rem;padding:.15rem 0}
 .confusion th{padding:.15rem}
 .confusion tbody th{min-width:4.5rem;max-width:6rem}
 }
 @media print{
-body{max-width:none;padding:0;font-size:.8rem}
+body{max-width:none;padding:0}
+html{font-size:10px}
 nav{display:none}
 details::details-content{content-visibility:visible;height:auto}
 tr,.card{break-inside:avoid}
