@@ -200,13 +200,14 @@ class _Lookup:
         """
         if entry.address is None:
             return self._named.file(entry.path)
+        stored = self._pictures.file(entry.address)
+        try:
+            return self._below.file(stored)
+        except ValueError:
+            if os.path.lexists(self._pictures.folder / stored):  # there, but a link that leads out, say
+                raise
         if mirrored := self.mirrored(entry.address):
             return mirrored
-        try:
-            return self._below.file(self._pictures.file(entry.address))
-        except ValueError as error:
-            if os.path.lexists(self._pictures.folder / self._pictures.file(entry.address)):
-                raise error
         failure = self._pictures.failure(entry.address)
         if failure is None:
             raise ValueError(f"not fetched; its picture is not below '{self._pictures.folder}'; download it")
