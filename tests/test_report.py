@@ -210,6 +210,22 @@ def test_an_embedding_near_the_middle_is_also_shown_enlarged(taxonomy: Taxonomy,
     assert "m: enlarged" in page
 
 
+def test_a_flat_model_is_drawn_in_a_plane(taxonomy: Taxonomy, tmp_path: Path) -> None:
+    flat = Embedding("m", tangents(taxonomy), 0.0, taxonomy)
+    Report("t", [], embeddings=[flat]).to_html(tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert len(Outline(page).all("svg")) == 1
+    assert "Poincare" not in page
+    v = np.asarray(flat.tangent)
+    _, _, axes = np.linalg.svd(v - v.mean(axis=0))
+    expected = (v - v.mean(axis=0)) @ axes[:2].T
+    expected /= np.linalg.norm(expected, axis=1).max()
+    np.testing.assert_allclose(np.abs(disk.plane_coordinates(v)), np.abs(expected), atol=1e-9)
+    assert np.isfinite(disk.plane_coordinates(np.ones((3, 4)))).all()
+    with pytest.raises(ValueError, match="vectors must be a finite"):
+        disk.plane_coordinates(np.ones((3, 1)))
+
+
 def test_per_rank_losses_may_be_keyed_by_name(report: Report, tmp_path: Path) -> None:
     log = [{"step": s, "loss": 1.0, "lr": 0.1, "per_rank": {"class": 1.0 / s}} for s in range(1, 5)]
     Report("t", [], {"run": log}).to_html(tmp_path / "r.html")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,7 +87,6 @@ def poincare_disk(coordinates: np.ndarray, taxonomy: Taxonomy, *, curv: float = 
         curv: c > 0, for the labels of the distance rings.
         reach: radius of the part shown; 1 = the whole disk.
     """
-    from matplotlib.collections import LineCollection
     from matplotlib.patches import Circle
 
     figure, axes = axes_of(height=WIDTH + 0.35)
@@ -96,9 +96,51 @@ def poincare_disk(coordinates: np.ndarray, taxonomy: Taxonomy, *, curv: float = 
     if reach >= 1:
         axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor=INK, linewidth=1, clip_on=False))
 
+    _draw_tree(figure, axes, coordinates, taxonomy, geodesics)
+    axes.plot(0, 0, "+", color=INK, markersize=9, zorder=10)
+    return figure
+
+
+def plane_coordinates(vectors: ArrayLike) -> np.ndarray:
+    """(T, 2): the first two principal components of embeddings (T, D), the farthest from their mean at distance 1.
+
+    Raises:
+        ValueError: not a finite (T, D) array with D >= 2.
+    """
+    v = np.asarray(vectors, dtype=np.float64)
+    if v.ndim != 2 or v.shape[1] < 2 or not np.isfinite(v).all():
+        raise ValueError(f"vectors must be a finite (T, D) array with D >= 2, got shape {v.shape}")
+    v = v - v.mean(axis=0)
+    _, components = np.linalg.eigh(v.T @ v)
+    plane = components[:, :-3:-1]  # eigenvalues ascend
+    plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])
+    xy = v @ plane
+    return xy / max(np.linalg.norm(xy, axis=1).max(initial=0), 1e-300)
+
+
+@as_svg
+def tree_plane(coordinates: np.ndarray, taxonomy: Taxonomy) -> Figure:
+    """The tree on a flat embedding: as `poincare_disk`, from `plane_coordinates`, with straight lines."""
+    figure, axes = axes_of(height=WIDTH + 0.35)
+    axes.set_axis_off()
+    axes.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")
+    _draw_tree(figure, axes, coordinates, taxonomy, lambda start, end: np.stack([start, end], axis=1))
+    return figure
+
+
+def _draw_tree(
+    figure: Figure,
+    axes: Axes,
+    coordinates: np.ndarray,
+    taxonomy: Taxonomy,
+    lines: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """Taxa as points and, from parents to children, `lines` of (E, 2) starts and ends."""
+    from matplotlib.collections import LineCollection
+
     shown = drawn_taxa(taxonomy)
     child = np.flatnonzero(shown & (taxonomy.parent >= 0))
-    arcs = geodesics(coordinates[taxonomy.parent[child]], coordinates[child])
+    arcs = lines(coordinates[taxonomy.parent[child]], coordinates[child])
     width = 1.3 - 0.15 * taxonomy.rank[child]
     axes.add_collection(LineCollection(list(arcs), colors=INK, linewidths=width.tolist(), alpha=0.35))
     for r in reversed(range(len(RANKS))):  # the upper ranks, fewer and larger, on top
@@ -114,12 +156,10 @@ def poincare_disk(coordinates: np.ndarray, taxonomy: Taxonomy, *, curv: float = 
                 zorder=9 - r,
                 label=RANKS[r],
             )
-    axes.plot(0, 0, "+", color=INK, markersize=9, zorder=10)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles[::-1], labels[::-1], loc="outside upper left", ncols=4, handletextpad=0.1, columnspacing=0.8
     )
-    return figure
 
 
 def _distance_rings(axes: Axes, curv: float, reach: float) -> None:

@@ -66,7 +66,7 @@ def page(report: Report) -> str:
         "Sure and right": [markup.grid([*_risks(report.findings, look), *(_reliability(g, look) for g in scored)])],
         "What goes wrong": list(_findings(report)),
         "Training": [markup.grid(_training(report.curves, look))],
-        "Embedding": [markup.grid(_embedding(embedding)) for embedding in report.embeddings],
+        "Embedding": [markup.grid(figure for embedding in report.embeddings for figure in _embedding(embedding))],
     }
     anchor = {title: title.lower().replace(" ", "-").replace(",", "") for title in sections}
     body = [markup.section(title, parts, anchor[title]) for title, parts in sections.items()]
@@ -243,6 +243,9 @@ def _per_rank(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 def _embedding(embedding: Embedding) -> Iterator[str]:
     tangent, taxonomy = np.asarray(embedding.tangent, dtype=np.float64), embedding.taxonomy
+    if not embedding.curv:
+        yield _plane(embedding.name, tangent, taxonomy)
+        return
     coordinates = disk.poincare_coordinates(tangent, embedding.curv)
     farthest = float(np.linalg.norm(coordinates, axis=1).max())
     hidden = int((~disk.drawn_taxa(taxonomy)).sum())
@@ -269,6 +272,19 @@ def _embedding(embedding: Embedding) -> Iterator[str]:
         "Distances of the text embeddings by rank (box: quartiles, line: median, whiskers: extremes); they rise "
         "from kingdom to species where the model put general names in the middle.",
         f"Box plot of the distance from the origin per rank of {embedding.name}. {medians}",
+    )
+
+
+def _plane(name: str, vectors: np.ndarray, taxonomy: Taxonomy) -> str:
+    """What a flat model has in place of a disk."""
+    drawn = int(disk.drawn_taxa(taxonomy).sum())
+    left_out = f" {taxonomy.size - drawn} taxa of the lower ranks are left out." if drawn < taxonomy.size else ""
+    return markup.figure(
+        disk.tree_plane(disk.plane_coordinates(vectors), taxonomy),
+        f"{name}: its plane",
+        "The first two principal components of the text embeddings, with lines from parent to child: what the "
+        f"model keeps together lies together.{left_out}",
+        f"Plane with {drawn} taxa of {name} and their tree.",
     )
 
 

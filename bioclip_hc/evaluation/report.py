@@ -22,12 +22,13 @@ FORMAT = 1  # of the JSON: raised when a key changes its meaning or goes
 
 @dataclass(frozen=True)
 class Embedding:
-    """The text embeddings of a hyperbolic model, to be drawn in the Poincare disk."""
+    """The text embeddings of a model: of a hyperbolic one to be drawn in the Poincare disk, else in a plane."""
 
     name: str
     tangent: ArrayLike
-    """(T, D) tangent vectors at the origin, row t the text of taxon t."""
+    """(T, D) tangent vectors at the origin (of a Euclidean model the embeddings), row t the text of taxon t."""
     curv: float
+    """Of the hyperbolic space; 0: Euclidean."""
     taxonomy: Taxonomy
 
 
@@ -40,7 +41,7 @@ class Report:
         rows: the scores, in any order.
         curves: run name -> its training log, records with step, loss, per_rank (R values or a mapping by rank
             name; None where the rank was absent) and lr. Other records of a log are passed over.
-        embeddings: the hyperbolic models to draw.
+        embeddings: the models to draw.
         findings: what else is known of a system on a split. `study.report_of` makes a whole report.
     """
 
