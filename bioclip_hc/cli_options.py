@@ -19,10 +19,20 @@ def model_options(p: argparse.ArgumentParser) -> None:
 
 
 def device(name: str | None) -> str:
-    """The device that was named; by default cuda where there is one."""
+    """The device that was named; by default cuda where there is one.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
     import torch
 
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # each kind of device has its own
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def add_prompt_options(p: argparse.ArgumentParser) -> None:

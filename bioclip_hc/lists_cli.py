@@ -55,7 +55,10 @@ def _taxonomy(options: argparse.Namespace) -> Taxonomy:
     from bioclip_hc.taxonomy import Taxonomy
 
     if options.taxonomy:
-        return Taxonomy.read(options.taxonomy)
+        taxonomy = Taxonomy.read(options.taxonomy)
+        if not taxonomy.size:
+            raise ValueError(f"{options.taxonomy} holds no taxon")
+        return taxonomy
     if not options.model:
         raise ValueError("whose taxa? name a --model or a --taxonomy")
     folder = Path(options.model)

@@ -282,11 +282,15 @@ def read_taxonomy(folder: Path, taxonomy: str | os.PathLike[str] | Taxonomy | No
 
     Raises:
         FileNotFoundError: none given, and none in the folder.
+        ValueError: it cannot be read, or holds no taxon.
     """
     if isinstance(taxonomy, Taxonomy):
         return taxonomy
     if taxonomy is not None:
-        return Taxonomy.read(Path(taxonomy))
+        found = Taxonomy.read(Path(taxonomy))
+        if not found.size:
+            raise ValueError(f"{taxonomy} holds no taxon")
+        return found
     if not (folder / TAXONOMY).is_file():
         raise FileNotFoundError(f"{folder} has no {TAXONOMY}; name a table of taxa (columns {', '.join(RANKS)})")
     return Taxonomy.load(folder / TAXONOMY)

@@ -85,7 +85,9 @@ class Files:
 
     def _once(self, name: str) -> Iterator[str]:
         digest = _digest(name)
-        if digest in self._named or (_is_picture(os.path.basename(name)) and self._visited(os.path.dirname(name))):
+        if digest in self._named or (
+            _is_picture(os.path.basename(name)) and self._visited(os.path.dirname(name)) and os.path.isfile(name)
+        ):
             return
         self._named.add(digest)
         yield name

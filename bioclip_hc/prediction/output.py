@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,19 +22,22 @@ class Sink:
         self, file: BinaryIO, name: str, terminal: bool = False, folder: str | os.PathLike[str] | None = None
     ) -> None:
         self.file, self.name, self.terminal, self.folder = file, name, terminal, folder
+        self.failed = False
 
     def write(self, data: bytes) -> None:
         """All of it, not held back."""
         try:
-            self.file.write(data)
+            while data:
+                data = data[self.file.write(data) :]
             self.file.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            self.failed = True
             raise self.refused(error) from None
 
     def refused(self, error: OSError) -> OSError:
-        """The error that says where."""
+        """The error that says where; that a reader has gone is none of a place."""
+        if isinstance(error, BrokenPipeError):
+            return error
         return OSError(f"{self.name} cannot be written: {error.strerror or error}")
 
 
@@ -54,36 +56,51 @@ def destination(output: str | None, *, keep_part: bool = True) -> Iterator[Sink]
         ValueError: the name is that of a folder or a picture.
     """
     if output is None:
-        with _standard_output() as sink:
-            yield sink
-        return
-    if Path(output).suffix.lower() in (*PICTURES, *OTHERS):
+        place = _standard_output()
+    elif Path(output).suffix.lower() in (*PICTURES, *OTHERS):
         raise ValueError(f"output {output} is named like a picture; is it one of the inputs?")
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(output).st_mode):
-            if os.path.isdir(output):
-                raise ValueError(f"output {output} is a folder; name a file in it")
-            try:
-                with open(output, "wb", buffering=0) as file:
-                    yield Sink(file, output)
-            except OSError as error:
-                raise _named(error, output) from None
-            return
+    elif os.path.isdir(output):
+        raise ValueError(f"output {output} is a folder; name a file in it")
+    elif os.path.exists(output) and not os.path.isfile(output):
+        place = _device(output)
+    else:
+        place = _file(output, keep_part)
+    with place as sink:
+        yield sink
+
+
+@contextmanager
+def _standard_output() -> Iterator[Sink]:
+    sys.stdout.flush()
+    sink = Sink(sys.stdout.buffer, "standard output", sys.stdout.isatty())
+    try:
+        yield sink
+    finally:
+        if sink.failed:  # what could not be written would be tried, and fail, once more when the interpreter ends
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _device(output: str) -> Iterator[Sink]:
+    with _opened(output, output) as file:
+        yield Sink(file, output)
+
+
+@contextmanager
+def _file(output: str, keep_part: bool) -> Iterator[Sink]:
     whole = os.path.realpath(output)
     part = f"{whole}.{os.getpid()}.part"
-    try:
-        opened = open(part, "wb")  # noqa: SIM115  # closed below; here only its own errors are meant
-    except OSError as error:
-        raise _named(error, output) from None
     done = False
+    file = _opened(part, output)
     try:
-        with opened as file:
-            yield Sink(file, output, folder=os.path.dirname(whole))
+        with file:
+            sink = Sink(file, output, folder=os.path.dirname(whole))
+            yield sink
             try:
-                file.flush()
                 os.fsync(file.fileno())
             except OSError as error:
-                raise _named(error, output) from None
+                raise sink.refused(error) from None
         os.replace(part, whole)
         done = True
     finally:
@@ -91,28 +108,15 @@ def destination(output: str | None, *, keep_part: bool = True) -> Iterator[Sink]
             _keep_or_remove(part, keep_part)
 
 
+def _opened(path: str, output: str) -> BinaryIO:
+    try:
+        return open(path, "wb", buffering=0)
+    except OSError as error:
+        raise OSError(f"{output} cannot be written: {error.strerror}") from None
+
+
 def _keep_or_remove(part: str, keep: bool) -> None:
     if keep and os.path.getsize(part):
         print(f"bioclip-hc: not complete; what was written so far is in {part!r}", file=sys.stderr)
     else:
         os.unlink(part)
-
-
-def _named(error: OSError, output: str) -> OSError:
-    if isinstance(error, BrokenPipeError) or output in str(error):
-        return error
-    return OSError(f"{output} cannot be written: {error.strerror or error}")
-
-
-@contextmanager
-def _standard_output() -> Iterator[Sink]:
-    stream = sys.stdout.buffer
-    sink = Sink(stream, "standard output", sys.stdout.isatty())
-    try:
-        sys.stdout.flush()
-        yield sink
-    except OSError:
-        # what could not be written would be tried, and fail, once more when the interpreter ends
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
