@@ -364,13 +364,23 @@ def test_an_unreadable_picture_is_said_to_be_one(tmp_path: Path) -> None:
     assert page.count("cannot be shown: ") == 1
     assert page.count("<img") == len(whole.findings[0].pictures) - 1
     (tmp_path / f"{first}.jpg").unlink()
-    assert (
-        "is not there"
-        in report_of("t", [Run("m", "s", outcome, photographs_again(tmp_path, outcome))])
-        .findings[0]
-        .pictures[0]
-        .problem
-    )
+    gone = report_of("t", [Run("m", "s", outcome, photographs_again(tmp_path, outcome))]).findings[0].pictures[0]
+    assert "is not there" in gone.problem
+    assert str(tmp_path) not in gone.problem  # the page may travel
+
+
+def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path: Path) -> None:
+    outcome = outcome_of(tree_of(), images=8, seed=3)
+    names = [outcome.taxonomy.lineage_names(int(t)) for t in outcome.truth.max(axis=1)]
+    files = PhotographFiles([f"nowhere/\udcff{i}.jpg" for i in range(8)], names)
+    report = report_of("\udcff", [Run("m\udcff", "s\udcff", outcome, files, extra={"\udcff": "\udcff"})])
+    assert "\ufffd" in written(report, tmp_path)
+    report.to_markdown(tmp_path / "report.md")
+    report.to_json(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert content["rows"][0]["name"] == "m\udcff"
+    assert content["findings"][0]["mistakes"][0]["file"].startswith("nowhere/\udcff")
+    print(report.table())
 
 
 def photographs_again(folder: Path, outcome: Outcome) -> PhotographFiles:

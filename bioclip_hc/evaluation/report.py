@@ -70,7 +70,8 @@ class Report:
     def to_json(self, path: str | Path) -> None:
         """Write what `to_dict` gives; the training log is a file of its own."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        # half a letter, as in names of files that are not UTF-8, becomes JSON's escape of it
+        Path(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def to_markdown(self, path: str | Path) -> None:
         """Write the tables as Markdown, as GitHub reads it."""

@@ -157,9 +157,10 @@ def _abstention(outcome: Outcome, thresholds: Mapping[str, float]) -> tuple[list
 def _picture(mistake: Mistake, photographs: Photographs | None) -> Picture:
     if photographs is None:
         return Picture(mistake, f"photograph {mistake.photograph}", b"")
-    name = "/".join(re.split(r"[\\/]", photographs.name(mistake.photograph))[-2:])  # the rest is where it lay here
+    place = photographs.name(mistake.photograph)
+    name = "/".join(re.split(r"[\\/]", place)[-2:])  # a report may travel; where its photographs lay need not
     try:
         image = decode_image(photographs.read(mistake.photograph).image)
     except (OSError, DecodeError) as error:
-        return Picture(mistake, name, b"", str(error))
+        return Picture(mistake, name, b"", str(error).replace(place, name))
     return Picture(mistake, name, small_jpeg(image, PICTURE_SIDE, PICTURE_BYTES))
