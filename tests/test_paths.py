@@ -194,6 +194,21 @@ def test_no_images_no_candidates_and_what_is_not_a_number_give_no_path() -> None
     assert (found.taxa[[0, 2]] >= 0).any(axis=1).all()
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("texts", [1024, 3])
+def test_of_equal_scores_the_leaf_of_the_higher_rank_then_the_smaller_id(monkeypatch, geometry, texts) -> None:
+    """All texts are one, and each rank has a power of two of them: scores are exactly equal."""
+    monkeypatch.setattr(paths, "TILE_TEXTS", texts)
+    even = Taxonomy.from_lineages(
+        [[f"{rank}{i >> (R - 1 - r)}" for r, rank in enumerate(RANKS)] for i in range(64)]
+    )
+    uneven = Taxonomy.from_lineages([("A", *[""] * 6), ("B", "x", *[""] * 5), ("B", "y", *[""] * 5)])
+    for taxonomy, leaf in ((even, even.at_rank(R - 1)[0]), (uneven, uneven.at_rank(0)[0])):
+        text, image = (torch.eye(4)[:1].repeat(rows, 1) for rows in (taxonomy.size, 5))
+        found = full_path(image, text, taxonomy, scale=2.0, geometry=geometry, block=2)
+        np.testing.assert_array_equal(found, np.tile(taxonomy.lineages[leaf], (5, 1)))
+
+
 @pytest.mark.parametrize("decoder", [full_path, top_down, coarse_to_fine])
 def test_the_curvature_is_1_unless_another_is_given(decoder) -> None:
     rng = np.random.default_rng(1)
