@@ -211,12 +211,12 @@ def rank_table(group: Group) -> Table:
 
 
 def strata_table(group: Group) -> Table:
-    """Each system's scores on images of often, seldom and never photographed taxa."""
+    """Each system's scores on images of often, seldom and never photographed taxa, those that there are."""
     measures = [m for m in main_measures() if m.head != "consistent"]
     lines = []
     for row in group.systems:
         strata = row.details.strata if row.details else None
-        for name, score in (strata or {}).items():
+        for name, score in ((n, s) for n, s in (strata or {}).items() if s.images):
             cells = [Cell(count(score.images)), *(m.cell(score, None) for m in measures)]
             lines.append(Line(row.name, "system", cells, name))
     return Table(group.title, ["images", *(m.head for m in measures)], lines)
