@@ -250,6 +250,20 @@ def test_the_authors_euclidean_form_is_an_open_clip_folder(tmp_path):
     torch.testing.assert_close(logits(system, pictures()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("wrapper", ["model.", "module.", "net.clip."])
+def test_a_folder_whose_weights_kept_a_wrappers_prefix(tmp_path, wrapper):
+    state = {wrapper + name: t for name, t in stock().state_dict().items()}
+    folder = folder_of(tmp_path / "m", open_clip_model__safetensors=tensors(state))
+    expected = stock().encode_image(pictures())
+    torch.testing.assert_close(open_system(folder).model.encode_image(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_scalars_among_the_weights_say_that_a_model_is_hyperbolic(tmp_path):
+    _, folder = hyperbolic(tmp_path)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))
+    assert open_system(folder).space["geometry"] == "lorentz"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ViT-B-16", "ViT-L-14"])
 def test_true_size(tmp_path, architecture):

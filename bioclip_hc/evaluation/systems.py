@@ -179,7 +179,6 @@ def _tokenizer_facts(tokenizer: Any) -> list[Any]:
     options = {
         key: value if isinstance(value, str | int | float | bool | None) else getattr(value, "__qualname__", "")
         for key, value in getattr(tokenizer, "__dict__", {}).items()
-        if not key.startswith("cache")
     }
     vocabulary = getattr(tokenizer, "encoder", None) or (inner.get_vocab() if inner else {})
     merges = list(getattr(tokenizer, "bpe_ranks", {}))  # in their order
