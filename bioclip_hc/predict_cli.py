@@ -54,6 +54,7 @@ def add_command(commands: Any) -> None:
     )
     p.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table", help="default: table")
     p.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
+    p.add_argument("--log", metavar="FILE", help="record of model, taxa, options and counts: .json, or lines added")
 
 
 def image_options(p: argparse.ArgumentParser) -> None:
@@ -108,8 +109,11 @@ def total(options: argparse.Namespace) -> int | None:
 
 def predictor(options: argparse.Namespace, progress: Progress) -> Predictor:
     """The model that was named."""
+    import warnings
+
     from bioclip_hc.predictor import Predictor
 
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that it can read: told is what it cannot
     return Predictor(
         options.model,
         options.taxonomy,
@@ -144,7 +148,8 @@ def _predict(options: argparse.Namespace) -> int:
         writer = make_writer(options.format, sink, columns, AnswerTable)
         progress = Progress(sink.terminal, total(options))
         try:
-            answers = predictor(options, progress).predict(
+            model = predictor(options, progress)
+            answers = model.predict(
                 files(options),
                 rank=options.rank,
                 k=options.k,
@@ -164,4 +169,10 @@ def _predict(options: argparse.Namespace) -> int:
             writer.close()
         finally:
             progress.close()
+    if options.log:
+        from bioclip_hc.prediction.record import write_record
+
+        given = {name: value for name, value in vars(options).items() if name != "command"}
+        counts = {"answered": seen, "left_out": progress.left_out}
+        write_record(options.log, model.system, model.known_taxonomy, given, counts)
     return ended(progress, seen)

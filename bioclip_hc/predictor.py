@@ -204,7 +204,7 @@ class Predictor:
             raise ValueError(f"decode={decode!r} follows the tree, in which classes and bins have no place")
         found = self.classes(classes, bins)
         text = self.embed_classes(found)
-        return ClassDecoder(found, self._known_taxonomy(), text, self.system.space, k=k, min_prob=min_prob)
+        return ClassDecoder(found, self.known_taxonomy, text, self.system.space, k=k, min_prob=min_prob)
 
     def candidates(self, subset: str | Path) -> np.ndarray:
         """(T,) bool: the taxa that a table of taxa leaves."""
@@ -212,7 +212,7 @@ class Predictor:
 
     def classes(self, classes: str | Path | Sequence[str] | None, bins: str | Path | None) -> Classes:
         """The user's classes, or bins of them, looked up."""
-        names = self.names if self._known_taxonomy() else None
+        names = self.names if self.known_taxonomy else None
         if bins is not None:
             return resolve_bins(read_bins(bins, self.tell), names, self.tell)
         return resolve_classes(read_classes(classes or []), names, self.tell)
@@ -223,7 +223,7 @@ class Predictor:
         They are those of a small taxonomy that holds them all, in which free words are kingdoms: so they are put
         into the same sentences as taxa.
         """
-        taxonomy = self._known_taxonomy()
+        taxonomy = self.known_taxonomy
         common = taxonomy.extra.get("common_name") if taxonomy else None
         known = [t if taxonomy and t >= 0 else -1 for t in classes.taxa]
         lineages = [
@@ -236,7 +236,9 @@ class Predictor:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _known_taxonomy(self) -> Taxonomy | None:
+    @property
+    def known_taxonomy(self) -> Taxonomy | None:
+        """The taxonomy; None where there is none."""
         try:
             return self.taxonomy
         except FileNotFoundError:

@@ -401,6 +401,16 @@ def test_classes_and_bins_in_formats(run, place, tmp_path):
     assert run("predict", photo, "--bins", tmp_path / "b.csv", "--format", "csv").count("'=bird,0.") == 1
 
 
+def test_a_record_says_what_it_was_made_with(run, place, tmp_path):
+    for name in ("log.json", "log.txt", "log.txt"):
+        run("predict", place / "photos", "--rank", "genus", "--log", tmp_path / name)
+    said = json.loads((tmp_path / "log.json").read_text())
+    assert (said["answered"], said["left_out"], said["options"]["rank"]) == (9, 0, "genus")
+    assert said["system"]["prompts"]["templates"] == ["an image of {}"]
+    assert said["taxa"]["sha256"] == Taxonomy.from_lineages(LINEAGES).sha256
+    assert (tmp_path / "log.txt").read_text().count("answered: 9\n") == 2
+
+
 def test_embeddings_in_four_formats(run, place, tmp_path):
     words = ("embed", place / "photos", "--output")
     run(*words, tmp_path / "e.npz")
