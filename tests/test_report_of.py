@@ -102,11 +102,15 @@ class Tables(HTMLParser):
         self.captions: list[str] = []
         self.attributes: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.open: list[str] = []
         self._into: list[str] | None = None
         self.feed(page)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -119,7 +123,11 @@ class Tables(HTMLParser):
         elif tag == "small" and self._into is not None:
             self._into[:] = [self._into[0], " "]
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
         if tag == "caption" and self._into:
             self.captions.append(self._into[0])
         if tag in ("td", "th", "caption"):
@@ -199,6 +207,13 @@ def test_only_the_best_system_is_bold_and_less_error_is_better(report: Report, p
         best = min(heights, key=heights.__getitem__)
         assert f"<b>{heights[best]:.2f}</b>" in page
         assert f"<b>{max(heights.values()):.2f}</b>" not in page
+
+
+def test_a_baseline_is_never_bold(report: Report) -> None:
+    best = next(row for row in report.rows if row.protocol == "top-down")
+    group = next(Report("t", [best, Row("as good", "", best.split, best.score)]).groups())
+    lines = [line for line in main_table(group).lines if line.kind in ("system", "baseline")]
+    assert [any(cell.best for cell in line.cells) for line in lines] == [True, False]
 
 
 def test_strata_stand_in_a_table_of_their_own(report: Report, page: str) -> None:
