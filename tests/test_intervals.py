@@ -117,6 +117,7 @@ def test_memory_is_bounded_where_no_two_images_are_alike() -> None:
 def test_resamples_drawn_in_blocks_are_those_drawn_at_once(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = np.random.default_rng(0).integers(3, size=(20, 2)).astype(float)
     whole = _resampled_sums(columns, 11, np.random.default_rng(1))
+    assert whole.shape == (11, 2)
     monkeypatch.setattr("bioclip_hc.evaluation.intervals.BLOCK", block)
     np.testing.assert_array_equal(_resampled_sums(columns, 11, np.random.default_rng(1)), whole)
 
