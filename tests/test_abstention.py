@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_protocols import random_features, random_taxonomy
 
 from bioclip_hc.evaluation import abstain, abstention, best_paths, certified_threshold, full_path, risk_coverage
+from bioclip_hc.evaluation.abstention import certified_thresholds
 
 SPACE = {"scale": 4.0, "geometry": "lorentz"}
 
@@ -222,3 +223,51 @@ def test_errors_name_the_argument(arguments, words) -> None:
 def test_options_out_of_range_are_named(options, words) -> None:
     with pytest.raises(ValueError, match=words):
         certified_threshold([0.5], [True], **options)
+
+
+def test_thresholds_by_rank_are_those_of_each_rank_but_rise():
+    rng = np.random.default_rng(0)
+    sure = np.minimum.accumulate(np.where(np.arange(7) < 3, 1, 0.97) * rng.random((4000, 1)), axis=1)
+    truth = np.tile(np.arange(7), (4000, 1))
+    taxa = truth + 10 * ((sure < 0.6) & (np.arange(7) == 2))  # below the third rank all are right, sure or not
+    found = certified_thresholds(sure, taxa, truth, target=0.1)
+    alone = [certified_threshold(sure[:, r], taxa[:, r] == truth[:, r], target=0.1) for r in range(7)]
+    assert found[:3].tolist() == alone[:3]
+    assert alone[:4] == [0, 0, alone[2], 0]
+    assert 0.4 < alone[2] < 0.7
+    assert (found[3:] == alone[2]).all()
+
+
+def test_a_rank_that_nobody_knows_changes_no_threshold():
+    sure = np.tile(np.linspace(1, 0.01, 500)[:, None], (1, 7))
+    truth = np.tile(np.arange(7), (500, 1))
+    taxa = np.where(sure > 0.5, truth, truth + 10)
+    blind = truth.copy()
+    blind[:, 3] = -1
+    with_gap = certified_thresholds(sure, taxa, blind, target=0.1)
+    assert with_gap[[0, 6]].tolist() == certified_thresholds(sure, taxa, truth, target=0.1)[[0, 6]].tolist()
+    assert with_gap[3] == with_gap[2]
+
+
+def test_where_nothing_can_be_certified_nothing_is_named_below_either():
+    sure = np.full((50, 7), 0.9)
+    truth = np.tile(np.arange(7), (50, 1))
+    taxa = truth.copy()
+    taxa[:, 2] += 10
+    found = certified_thresholds(sure, taxa, truth, target=0.2)
+    assert np.isfinite(found[:2]).all()
+    assert np.isinf(found[2:]).all()
+
+
+def test_every_rank_pays_for_all_thresholds_of_the_grid():
+    """120 right ones of 120 certify 5% for one of ten thresholds, not for one of 64: that takes 140."""
+    sure = np.tile(np.linspace(1, 0, 4000)[:, None], (1, 7))
+    truth = np.tile(np.arange(7), (4000, 1))
+    taxa = truth.copy()
+    taxa[200:, 0] += 10
+    for known, certified in ((120, False), (150, True)):
+        told = truth.copy()
+        told[known:, 1] = -1
+        found = certified_thresholds(sure, taxa, told, target=0.05)
+        assert 0.5 < found[0] < 1
+        assert np.isfinite(found[1]) == certified

@@ -28,7 +28,9 @@ from small_run import (
 )
 
 from bioclip_hc.data.shards import ShardSet
+from bioclip_hc.evaluation.counts import counts_of_model
 from bioclip_hc.model import create_model, load
+from bioclip_hc.taxonomy import Taxonomy
 
 import train
 from config import Config, Data, Loss, Model, Optim, Run
@@ -366,6 +368,9 @@ def test_the_model_says_what_it_was_made_from(setup, whole):
     assert metadata["shards"] == shards.fingerprints()
     assert metadata["config"]["optim"] == json.loads((whole / "config.json").read_text())["optim"]
     assert str(setup) not in json.dumps(metadata)  # no folder of this machine travels with a model
+    own = Taxonomy.load(whole / "model" / "taxonomy.json")
+    images = counts_of_model(whole / "model", own, own)
+    assert images[own.rank == 0].tolist() == [32, 16]  # two thirds of 48 are animals
     assert metadata["taxonomy_sha256"] in (whole / "model" / "README.md").read_text()
     assert (metadata["steps"], metadata["samples_used"]) == (STEPS, 12 * STEPS)
     assert (metadata["samples_quarantined"], metadata["samples_unusable"]) == (0, 0)

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from bioclip_hc.data.loader import Batch
 from bioclip_hc.data.quarantine import Quarantine, TooManyBadSamples
 from bioclip_hc.data.samplers import local_slice, order_digest
+from bioclip_hc.evaluation.counts import counts_of_shards, save_counts
 from bioclip_hc.losses import LossOutput
 from bioclip_hc.taxonomy import RANKS
 
@@ -348,6 +349,7 @@ class Training:
             model.metadata.update(facts)
             folder = model.save_pretrained(self.output / "model")
             self.batches.taxonomy.save(folder / "taxonomy.json")
+            save_counts(counts_of_shards(self.batches.shards, self.batches.taxonomy), self.batches.taxonomy, folder)
             (folder / "README.md").write_text(model_card(model), encoding="utf-8")
         dist.barrier()
         if self.journal:
