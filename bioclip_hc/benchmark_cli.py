@@ -55,6 +55,9 @@ def benchmark_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-outside", action="store_true", help="use files that paths or links outside lead to")
     p.add_argument("--download", action="store_true", help="of crypticbio: fetch pictures that are missing")
     p.add_argument(
+        "--retry-dead", action="store_true", help="with --download: also those whose address was dead before"
+    )
+    p.add_argument(
         "--taxonomy",
         metavar="TABLE",
         help="the taxa to choose among; by default those of the benchmark, for shards those of the model",
@@ -116,6 +119,7 @@ def opened(options: argparse.Namespace, world: World) -> tuple[list[System], Que
         split=options.split,
         allow_outside=options.allow_outside,
         download=options.download,
+        retry_dead=options.retry_dead,
         synonyms=options.synonyms,
         cache=options.cache,
         allow_pipe=options.allow_pipe,

@@ -67,6 +67,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 system,
                 question,
                 found,
+                stopping=stopping,
                 texts=benchmark_cli.text_cache(options),
                 counts=options.training_counts,
                 tell=benchmark_cli.tell,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ import torch
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
 from bioclip_hc.cli import main
-from bioclip_hc.evaluation import Report
+from bioclip_hc.evaluation import Report, question
 from bioclip_hc.evaluation.counts import COUNTS, save_counts
 from bioclip_hc.evaluation.strata import training_counts
 from bioclip_hc.model import create_model
-from bioclip_hc.taxonomy import RANKS, Taxonomy
+from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
 COUNT = 26
 
@@ -308,6 +309,22 @@ def test_head_tail_and_unseen_by_what_the_model_says(capsys, place, tmp_path, no
     code, _, err = run(capsys, asked)
     assert code == 2
     assert "has no training counts that can be used" in err
+
+
+def test_at_ranks_that_a_benchmark_leaves_out_nothing_is_named(capsys, place, monkeypatch, tmp_path, no_page):
+    """Not even on the way down: a wrong kingdom would lose all that lies below the right one."""
+    open_whole = question.open_benchmark
+    from_order = tuple(range(rank_index("order"), len(RANKS)))
+    monkeypatch.setattr(question, "open_benchmark", lambda *a, **k: replace(open_whole(*a, **k), ranks=from_order))
+    assert run(capsys, words(place, "--output", tmp_path / "out"))[0] == 0
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["protocol"] for row in rows} == {"coarse-to-fine", "top-down", "full-path"}
+    for above, below in (("kingdom", "order"), ("phylum", "family"), ("class", "species")):
+        assert not any(row[above] or row[f"true_{above}"] for row in rows)
+        assert all(row[below] for row in rows)
+    chance = next(row for row in rows_of(tmp_path / "out") if not row["protocol"])["score"]
+    assert chance["accuracy"][: len(RANKS) - len(from_order)] == [None] * 3
 
 
 # -- few-shot

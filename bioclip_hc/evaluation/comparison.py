@@ -20,7 +20,7 @@ from bioclip_hc.evaluation.outcome import Outcome, outcome
 from bioclip_hc.evaluation.published import published
 from bioclip_hc.evaluation.question import Question, folder_of, own_taxonomy
 from bioclip_hc.evaluation.rows import Row
-from bioclip_hc.evaluation.study import Run
+from bioclip_hc.evaluation.study import THRESHOLDS, Run
 from bioclip_hc.evaluation.systems import System
 from bioclip_hc.evaluation.text_cache import taxa_texts
 from bioclip_hc.taxonomy import RANKS
@@ -41,12 +41,18 @@ class Stopping:
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{option} must lie between 0 and 1, got {value}")
 
+    @property
+    def marks(self) -> dict[str, float]:
+        """The one probability for all ranks, by the name that it has in tables; {} where there is none."""
+        return {} if self.probability is None else {f"stopping below {self.probability:.0%}": self.probability}
+
 
 def run_of(
     system: System,
     question: Question,
     embedded: Embedded,
     *,
+    stopping: Stopping | None = None,
     texts: Path | bool = True,
     counts: str | None = None,
     tell: Callable[[str], object],
@@ -54,6 +60,7 @@ def run_of(
     """What a system answers.
 
     Args:
+        stopping: its probability is marked in the risk-coverage curves.
         texts: the cache of text embeddings, as in `taxa_texts`.
         counts: the training images of each taxon, as `read_counts` takes them; None: what its folder says, if
             anything.
@@ -69,6 +76,7 @@ def run_of(
         question.truth[embedded.indices],
         text,
         question.taxonomy,
+        question.offered,
         **system.space,
     )
     figures = {}
@@ -83,6 +91,7 @@ def run_of(
         question.benchmark.photographs,
         _counts(system, question, counts),
         figures,
+        thresholds=(stopping.marks if stopping else {}) or THRESHOLDS,
         extra={"asked in": str(system.prompts), "candidates": question.candidates},
     )
 
@@ -97,7 +106,7 @@ def _counts(system: System, question: Question, source: str | None) -> np.ndarra
 def chance_row(question: Question, embedded: Embedded) -> Row:
     """The baseline of a benchmark."""
     truth = question.truth[embedded.indices]
-    return Row("chance", "", question.benchmark.name, chance(truth, question.taxonomy))
+    return Row("chance", "", question.benchmark.name, chance(truth, question.taxonomy, question.offered))
 
 
 def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[Row]:
@@ -107,10 +116,8 @@ def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[
     half, beside whole paths.
     """
     found = run.outcome
-    if stopping.probability is not None:
-        level = np.full(len(RANKS), stopping.probability)
-        name = f"stopping below {stopping.probability:.0%}"
-        yield _stopped_row(run, run.split, name, found, level)
+    for name, probability in stopping.marks.items():
+        yield _stopped_row(run, run.split, name, found, np.full(len(RANKS), probability))
     if stopping.max_risk is not None:
         calibrating = np.array([contents.key[m][0] < 128 for m in contents.content[found.indices]], dtype=bool)
         fit, test = _part(found, calibrating), _part(found, ~calibrating)

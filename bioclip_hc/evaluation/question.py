@@ -33,6 +33,7 @@ class Question:
         benchmark: the photographs.
         taxonomy: the taxa that may be predicted; candidates: where they are from, for people.
         truth: (N, R) taxon ids, -1 where unknown, not in the taxonomy, or at a rank that the benchmark leaves out.
+        offered: (T,) bool, the taxa of the benchmark's ranks; None: all. A tree begins at the first of its ranks.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Question:
     taxonomy: Taxonomy
     candidates: str
     truth: np.ndarray
+    offered: np.ndarray | None
 
     def lines(self) -> list[str]:
         """What whoever reads the result should know, a sentence each."""
@@ -89,8 +91,10 @@ def asked(
         raise ValueError(str(error)) from None
     taxonomy = taxonomy or benchmark.taxonomy
     truth = known_truth(benchmark.photographs, taxonomy)
-    truth[:, [r for r in range(len(RANKS)) if r not in benchmark.ranks]] = -1
-    return Question(kind or "", benchmark, taxonomy, candidates, truth)
+    ranks = list(benchmark.ranks)
+    truth[:, np.setdiff1d(np.arange(len(RANKS)), ranks)] = -1
+    offered = np.isin(taxonomy.rank, ranks)
+    return Question(kind or "", benchmark, taxonomy, candidates, truth, None if offered.all() else offered)
 
 
 def folder_of(system: System) -> Path:
