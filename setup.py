@@ -143,6 +143,7 @@ setup(
         "huggingface_hub>=0.30",  # shards on the hub
         "fsspec>=2023.5",  # shards in object stores
         "filelock>=3.10",
+        "tqdm>=4.60",
         "safetensors>=0.5",
         "pillow>=11",
         'simplejpeg>=1.8; platform_system == "Linux" and platform_machine in "x86_64 aarch64"',
