@@ -31,7 +31,7 @@ from bioclip_hc.prediction.classes import (
     resolve_bins,
     resolve_classes,
 )
-from bioclip_hc.prediction.reading import Batch, ImageLike, OnError, batches
+from bioclip_hc.prediction.reading import Batch, ImageLike, OnError, batches, leave_out
 from bioclip_hc.prediction.subset import read_subset
 from bioclip_hc.prediction.taxa import TaxonDecoder, check_options
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
@@ -152,14 +152,14 @@ class Predictor:
             one list of answers per readable image.
 
         Raises:
-            ValueError: options that do not fit each other, ambiguous names, tables that cannot be read.
+            ValueError: options that do not fit each other, ambiguous names, tables that cannot be read; embeddings
+                that are not finite.
             DecodeError, OSError: an image that cannot be read.
         """
         decoder = self.decoder(
             rank=rank, k=k, decode=decode, min_prob=min_prob, subset=subset, classes=classes, bins=bins
         )
-        stream = self._batches(images, batch_size, workers, on_error)
-        return self._answers(stream, decoder)
+        return self._answers(self._encoded(images, batch_size, workers, on_error), decoder)
 
     def embed(
         self,
@@ -170,7 +170,7 @@ class Predictor:
         on_error: OnError = "raise",
     ) -> Iterator[Embedding]:
         """The embedding of each image, in order, as they come; arguments and errors as in `predict`."""
-        return self._embeddings(self._batches(images, batch_size, workers, on_error))
+        return self._embeddings(self._encoded(images, batch_size, workers, on_error))
 
     def decoder(
         self,
@@ -245,25 +245,45 @@ class Predictor:
             return None
 
     def _embedded(self, taxonomy: Taxonomy) -> Tensor:
-        return taxa_texts(self.system, taxonomy, cache=self._cache, tell=self.tell).to(self.device)
+        text = taxa_texts(self.system, taxonomy, cache=self._cache, tell=self.tell)
+        if not text.isfinite().all():
+            raise ValueError(
+                f"{self.system.name} gives text embeddings that are not finite: its weights are damaged, or "
+                "were so in training; take another model, or an earlier checkpoint"
+            )
+        return text.to(self.device)
 
-    def _batches(
+    def _encoded(
         self, images: Iterable[ImageLike], batch_size: int, workers: int | None, on_error: OnError
-    ) -> Iterator[Batch]:
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """Names and their embeddings (b, D), without what cannot be read or embedded."""
         workers = usable_processes() if workers is None else workers
-        return batches(images, self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
+        stream = batches(images, self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
+        return self._finite(stream, on_error)
+
+    def _finite(self, stream: Iterator[Batch], on_error: OnError) -> Iterator[tuple[list[str], Tensor]]:
+        for names, pixels in stream:
+            image = self._encode(pixels)
+            finite = image.isfinite().all(dim=1).tolist()
+            bad = [name for name, fine in zip(names, finite, strict=True) if not fine]
+            if bad and on_error == "raise":  # those before it first
+                finite = finite[: finite.index(False)] + [False] * (len(finite) - finite.index(False))
+            if any(finite):
+                yield [name for name, fine in zip(names, finite, strict=True) if fine], image[finite]
+            for name in bad:
+                leave_out(name, ValueError(f"{self.system.name} gives an embedding that is not finite"), on_error)
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels.to(self.device)).float()
 
-    def _answers(self, stream: Iterator[Batch], decoder: Decoder) -> Iterator[Answers]:
-        for names, pixels in stream:
-            yield from decoder(names, self._encode(pixels))
+    def _answers(self, stream: Iterator[tuple[list[str], Tensor]], decoder: Decoder) -> Iterator[Answers]:
+        for names, image in stream:
+            yield from decoder(names, image)
 
-    def _embeddings(self, stream: Iterator[Batch]) -> Iterator[Embedding]:
-        for names, pixels in stream:
-            yield from map(Embedding, names, self._encode(pixels).cpu().numpy())
+    def _embeddings(self, stream: Iterator[tuple[list[str], Tensor]]) -> Iterator[Embedding]:
+        for names, image in stream:
+            yield from map(Embedding, names, image.cpu().numpy())
 
 
 def home(system: System) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from faults.specimens import all_of_them
+from PIL import Image
 from small_run import ARCHITECTURES, LINEAGES, environment, picture
 
 from bioclip_hc.cli import main, parser
@@ -387,6 +388,58 @@ def test_hostile_models(capfd, place, tmp_path, name):
     code = main(["predict", "--model", str(tmp_path), str(place / "photo.jpg")])
     printed = capfd.readouterr()
     refused((code, printed.out, printed.err), str(tmp_path))
+
+
+@pytest.fixture
+def broken(place, tmp_path, monkeypatch):
+    """A model whose named tensor is not a number, by name."""
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr("bioclip_hc.predictor.open_system", open_system)
+
+    def make(tensor):
+        for path in (place / "model").iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        weights = load_file(tmp_path / "open_clip_model.safetensors")
+        weights[tensor] = weights[tensor] * float("nan")
+        save_file(weights, tmp_path / "open_clip_model.safetensors")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "words", [["predict"], ["predict", "--decode", "path"], ["predict", "--classes", "a,b"], ["embed"]]
+)
+def test_an_image_that_a_model_makes_nothing_of_is_left_out(run, place, broken, words):
+    code, out, err = run(*words, "--format", "json", place / "photo.jpg", model=broken("visual.conv1.weight"))
+    assert (code, out) == (1, "")
+    assert re.search(r"left out .*photo\.jpg: .* gives an embedding that is not finite", err)
+    assert "1 of 1 images left out" in err
+
+
+def test_texts_that_a_model_makes_nothing_of_are_a_mistake(run, place, broken):
+    model = broken("token_embedding.weight")
+    for words in (["predict"], ["predict", "--classes", "a,b"]):
+        code, out, err = run(*words, place / "photo.jpg", model=model)
+        assert (code, out) == (2, "")
+        assert f"{model.name} gives text embeddings that are not finite" in err
+    code, _, err = run("embed", "--taxa", model=model)
+    assert (code, "not finite" in err) == (2, True)
+
+
+def test_answers_before_an_image_that_is_not_finite_come_first(place, monkeypatch):
+    predictor = Predictor(opened(place / "model"))
+    encode = predictor._encode
+    monkeypatch.setattr(predictor, "_encode", lambda x: encode(x) / (x.amax((1, 2, 3)) < 0)[:, None])
+    dark, light = Image.new("RGB", (32, 32)), Image.new("RGB", (32, 32), "white")
+    images = [dark, dark, light, dark, light, dark]
+    answered = []
+    with pytest.raises(ValueError, match="not finite"):
+        answered.extend(predictor.predict(images, rank="genus"))
+    assert len(answered) == 2
+    assert len(list(predictor.predict(images, rank="genus", on_error="skip"))) == 4
+    assert len(list(predictor.embed(images, on_error="skip"))) == 4
 
 
 OPTIONS = {

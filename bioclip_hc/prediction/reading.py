@@ -67,12 +67,9 @@ def _batches(
     try:
         for name, result in results:
             if isinstance(result, Exception):
-                if callable(on_error):
-                    on_error(name, result)
-                elif on_error == "raise":
-                    if names:
-                        yield Batch(names, torch.stack(rows))
-                    raise named(name, result)
+                if on_error == "raise" and names:
+                    yield Batch(names, torch.stack(rows))
+                leave_out(name, result, on_error)
                 continue
             names.append(name)
             rows.append(result)
@@ -85,11 +82,19 @@ def _batches(
         results.close()
 
 
+def leave_out(name: str, error: Exception, on_error: OnError) -> None:
+    """What `on_error` says is to be done about an image; raises the error, named, where that is it."""
+    if callable(on_error):
+        on_error(name, error)
+    elif on_error == "raise":
+        raise named(name, error)
+
+
 def named(name: str, error: Exception) -> Exception:
     """The error with the image's name in front."""
-    if isinstance(error, DecodeError):
-        return DecodeError(f"{name}: {error}" if name else str(error))
-    return error if getattr(error, "filename", None) else type(error)(f"{name}: {error}")
+    if not name or getattr(error, "filename", None):
+        return error
+    return (DecodeError if isinstance(error, DecodeError) else type(error))(f"{name}: {error}")
 
 
 def reason(error: Exception) -> str:
