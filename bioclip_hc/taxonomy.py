@@ -52,7 +52,7 @@ def as_lineage(value: Mapping[str, str | None] | Sequence[str | None]) -> Lineag
         unknown = [key for key in value if ALIASES.get(key, key) not in RANKS]
         if unknown:
             raise ValueError(unknown_rank_message(unknown[0]))
-        named = {ALIASES.get(key, key): name for key, name in value.items()}
+        named = {ALIASES.get(key, key): value[key] for key in sorted(value, key=lambda key: key in ALIASES)}
         value = [named.get(rank) for rank in RANKS]
     elif isinstance(value, str):
         raise TypeError(f"a lineage is seven names, got the string {value!r}; split it into ranks first")
@@ -66,6 +66,37 @@ def unknown_rank_message(name: str) -> str:
     close = difflib.get_close_matches(str(name).lower(), RANKS, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown rank {name!r}{hint} (ranks: {', '.join(RANKS)})"
+
+
+def rank_columns(columns: Sequence[str], where: object) -> dict[str, str]:
+    """Rank -> the column of a table that names it, for the ranks that have one, by RANKS.
+
+    Case and outer blanks of a column's name do not matter. Of `cls` and `class` the first is the rank, for
+    BioCLIP's tables have in `class` what the picture is to be called.
+
+    Args:
+        where: the table, for the error.
+
+    Raises:
+        ValueError: a rank has two columns of one name.
+    """
+    found: dict[str, str] = {}
+    for column in columns:
+        name = column.strip().lower()
+        if name in found and (name in RANKS or name in ALIASES):
+            raise ValueError(f"{where} has two columns {name!r} ({found[name]!r}, {column!r}); rename all but one")
+        found[name] = column
+    found |= {rank: found[alias] for alias, rank in ALIASES.items() if alias in found}
+    return {rank: found[rank] for rank in RANKS if rank in found}
+
+
+def header_remedy(columns: Sequence[str]) -> str:
+    """What may have to be done to a table whose header lacks columns: "; ...", or nothing."""
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns[0]), "")):
+        return f"; is the table separated by {mark!r}? separate it by commas"
+    if any("\0" in column for column in columns):
+        return "; is the table UTF-16? convert it to UTF-8"
+    return ""
 
 
 def rank_index(name: str) -> int:
@@ -179,15 +210,15 @@ class Taxonomy:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Taxonomy:
-        """Read a table (.csv or .csv.gz, UTF-8) with the columns kingdom ... species.
+        """Read a table (.csv or .csv.gz, UTF-8) with the columns kingdom ... species; see `rank_columns`.
 
         Further columns are kept in `extra` for the taxon that the row names; where several rows name it, the
         first that says something wins.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not UTF-8, not one rank column, a malformed row (named by its number), a damaged .gz, or a
-                line or a whole that no table of taxa has.
+            ValueError: not UTF-8, not one rank column, two of one name, a malformed row (named by its number), a
+                damaged .gz, or a line or a whole that no table of taxa has.
         """
         path = Path(path)
         if not path.is_file():
@@ -444,11 +475,16 @@ def table_reader(path: Path) -> Iterator[csv.DictReader[str]]:
     """The rows of a table (.csv or .csv.gz, UTF-8) within the context.
 
     Raises:
-        ValueError: not UTF-8, not a CSV, a damaged .gz, or what is too large for a table of names.
+        ValueError: not UTF-8, not a CSV, two columns of one name, a damaged .gz, or what is too large for a table
+            of names.
     """
     with open_text(path) as file:
         try:
-            yield csv.DictReader(_lines(file, path), strict=True)
+            reader = csv.DictReader(_lines(file, path), strict=True)
+            names = [name for name in reader.fieldnames or () if name]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{path} has two columns {twice[0]!r}; rename all but one")
+            yield reader
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 ({error}); convert it first") from None
         except csv.Error as error:
@@ -471,12 +507,12 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
 
 def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[list[str | None], dict[str, str]]]:
     columns = list(reader.fieldnames or [])
-    at_rank = {ALIASES.get(column, column): column for column in columns}
-    present = [rank for rank in RANKS if rank in at_rank]
-    if not present:
-        raise ValueError(f"{path} has no rank column; columns found: {columns}; expected {', '.join(RANKS)}")
-    if at_rank.get("class") == "cls" and "class" in columns:
-        at_rank["class"] = "class"
+    at_rank = rank_columns(columns, path)
+    if not at_rank:
+        raise ValueError(
+            f"{path} has no rank column; columns found: {columns}; expected {', '.join(RANKS)}"
+            f"{header_remedy(columns)}"
+        )
     sources = [at_rank.get(rank) for rank in RANKS]
     others = [column for column in columns if column not in sources]
     for row in reader:

@@ -82,6 +82,15 @@ def test_paths_start_at_the_image_root_and_columns_have_other_names(tmp_path):
     assert photos_from_csv(path, tmp_path / "pictures", "file") == [photo]
 
 
+@pytest.mark.parametrize("last", ["cls", "class"])
+def test_of_cls_and_class_the_first_is_the_rank(tmp_path, last):
+    picture(tmp_path / "a.jpg")
+    both = row("a.jpg") | {"cls": WOLF[2], "class": "a photo of a wolf"}
+    both[last] = both.pop(last)
+    (photo,) = photos_from_csv(table(tmp_path / "t.csv", [both]))
+    assert photo.lineage == WOLF
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [

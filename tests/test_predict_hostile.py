@@ -291,7 +291,7 @@ BINS = {
     "empty": (b"", "must have two columns"),
     "header only": (b"class,bin\n", "names no class"),
     "one column": (b"class\nTurdus\n", "must have two columns"),
-    "columns alike": (b"class,class\nTurdus,a\n", "must have two columns"),
+    "columns alike": (b"class,class\nTurdus,a\n", "two columns .class."),
     "a cell too many": (b"class,bin\nTurdus,a,b\n", "line 2: a class and its bin"),
     "no bin": (b"class,bin\nTurdus\n", "line 2: a class and its bin"),
     "an empty bin": (b"class,bin\nTurdus, \n", "line 2: a class and its bin"),

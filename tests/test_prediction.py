@@ -261,6 +261,7 @@ def test_a_subset_leaves_its_taxa_and_what_is_above_and_below(predictor, photos,
         "species\nTurdus merula\nVulpes vulpes\nDraco volans\n": {"merula", "vulpes"},
         "genus,species\nTurdus,merula\nVulpes,Vulpes vulpes\n": {"merula", "vulpes"},
         "cls,genus\nAves,\n": {"merula", "migratorius", "corax"},
+        "cls,Genus,class\nAves,,a robin\n": {"merula", "migratorius", "corax"},
         "name\nblackbird\nRosa canina\n": {"merula", "canina"},
         "kingdom,phylum,class,order,family,genus,species\nPlantae,,,,,,\n": {"canina"},
     }
@@ -282,6 +283,13 @@ def test_a_subset_leaves_its_taxa_and_what_is_above_and_below(predictor, photos,
         for decode in ("path", "top-down"):
             for answers in predictor.predict(photos, decode=decode, subset=tmp_path / "s.csv"):
                 assert allowed[[p.taxon for p in answers]].all()
+
+
+def test_a_subset_with_two_columns_of_one_name_is_refused(predictor, tmp_path):
+    for head in ("genus,genus", "genus,Genus", "name,name"):
+        (tmp_path / "s.csv").write_text(f"{head}\nTurdus,Vulpes\n")
+        with pytest.raises(ValueError, match=r"s\.csv has two columns '(genus|name)'.*rename"):
+            predictor.candidates(tmp_path / "s.csv")
 
 
 def test_synonyms_name_taxa(place, system, tmp_path, told):

@@ -278,6 +278,18 @@ def test_columns_by_name_in_any_order_and_the_rest_as_extra(tmp_path):
     assert tree.report.duplicate_rows == 1
 
 
+@pytest.mark.parametrize("head", ["cls,class", "class,cls", "Class, CLS"])
+def test_the_rank_is_cls_where_a_table_has_class_too(tmp_path, head):
+    """In BioCLIP's own tables `class` says what a picture is to be called."""
+    row = {"cls": "Aves", "class": "a robin"}
+    names = [name.strip().lower() for name in head.split(",")]
+    table = write(
+        tmp_path / "t.csv", ",".join(["Animalia", *(row[name] for name in names)]), head=f"Kingdom,{head}"
+    )
+    assert paths(Taxonomy.from_csv(table)) == {("Animalia",), ("Animalia", "Aves")}
+    assert as_lineage({name: row[name] for name in names})[2] == "Aves"
+
+
 def test_common_names_beside_lineages():
     tree = Taxonomy.from_lineages([ROBIN, ROBIN, (*WHEATEAR[:6], "")], ["", "American robin", "wheatears"])
     named = {tree.path(t)[-1]: name for t, name in enumerate(tree.extra["common_name"]) if name}
@@ -300,6 +312,10 @@ def test_gzip_byte_order_mark_and_windows_lines(tmp_path):
     [
         (b"a,b\n1,2\n", "has no rank column; columns found: .*'a', 'b'.*expected kingdom"),
         (b"", "has no rank column"),
+        (b"kingdom;phylum\nAnimalia;Chordata\n", "separated by ';'. separate it by commas"),
+        (b"kingdom,genus,genus\nAnimalia,A,B\n", "t.csv has two columns 'genus'; rename all but one"),
+        (b"kingdom,genus, Genus\nAnimalia,A,B\n", "two columns 'genus' .*' Genus'.; rename all but one"),
+        (b"kingdom,note,note\nAnimalia,A,B\n", "has two columns 'note'"),
         (b"kingdom,phylum\nAnimalia\n", "line 2: 2 columns expected"),
         (b"kingdom,phylum\nAnimalia,Chordata\nAnimalia,Chordata,x\n", "line 3: 2 columns expected"),
         (b"kingdom,phylum\nAnimalia,\xff\n", "is not UTF-8"),

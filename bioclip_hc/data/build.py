@@ -25,7 +25,7 @@ from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import MAX_IMAGE_BYTES, PathLike, Sample
-from bioclip_hc.taxonomy import ALIASES, RANKS, Lineage, as_lineage
+from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, header_remedy, rank_columns
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +185,10 @@ def _lineage_of_folder(folder: Path) -> Lineage:
 
 
 def _columns(found: Sequence[str], path_column: str, csv_path: Path) -> dict[str, int]:
-    """Column -> its place; the ranks by their own names ("cls" is accepted for class)."""
-    place = {ALIASES.get(column, column): i for i, column in enumerate(found)} | {
-        column: i for i, column in enumerate(found) if column == path_column
-    }
+    """Column -> its place; the ranks as `rank_columns` finds them."""
+    ranks = rank_columns(found, csv_path)
+    place = {rank: found.index(column) for rank, column in ranks.items()}
+    place |= {name: found.index(name) for name in (path_column, "common_name") if name in found}
     if missing := [name for name in (path_column, *RANKS) if name not in place]:
         raise ValueError(
             f"{csv_path}: no column {', '.join(map(repr, missing))}; "
@@ -199,14 +199,9 @@ def _columns(found: Sequence[str], path_column: str, csv_path: Path) -> dict[str
 
 def _remedy(found: Sequence[str], missing: Sequence[str]) -> str:
     """What may have to be done to a header in which columns are missed."""
-    if len(found) == 1 and (marks := [mark for mark in ";\t|" if mark in found[0]]):
-        return f"; is the table separated by {marks[0]!r}? separate it by commas"
-    if any("\0" in column for column in found):
-        return "; is the table UTF-16? convert it to UTF-8"
-    alike = {column.strip().lower() for column in found}
-    if not {ALIASES.get(name, name) for name in alike}.isdisjoint(missing):
+    if not {column.strip().lower() for column in found}.isdisjoint(missing):
         return "; write them in lower case, without blanks around them"
-    return ""
+    return header_remedy(found)
 
 
 def _checked(names: dict[str, str], where: str) -> Lineage:

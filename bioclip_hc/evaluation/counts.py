@@ -13,7 +13,7 @@ import numpy as np
 
 from bioclip_hc.data.sample import PathLike
 from bioclip_hc.data.shards import ShardSet
-from bioclip_hc.taxonomy import ALIASES, RANKS, Taxonomy, table_reader
+from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, rank_columns, table_reader
 
 COUNTS = "taxonomy_counts.json"  # in a model folder, beside taxonomy.json
 COLUMNS = ("images", "count", "counts", "n")  # how a table may call the number of images
@@ -85,10 +85,11 @@ def _from_table(path: Path, taxonomy: Taxonomy) -> np.ndarray:
     with table_reader(path) as reader:
         columns = list(reader.fieldnames or [])
         number = next((column for column in COLUMNS if column in columns), None)
-        at_rank = {ALIASES.get(column, column): column for column in columns}
-        if number is None or not any(rank in at_rank for rank in RANKS):
+        at_rank = rank_columns(columns, path)
+        if number is None or not at_rank:
             raise ValueError(
                 f"{path} must have rank columns ({', '.join(RANKS)}) and one of {', '.join(COLUMNS)}, has {columns}"
+                f"{header_remedy(columns)}"
             )
         for row in reader:
             said = row.get(number)

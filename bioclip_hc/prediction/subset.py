@@ -13,7 +13,7 @@ import numpy as np
 
 from bioclip_hc.data.captions import short
 from bioclip_hc.data.names import SHOWN, NameTable, epithet, normal
-from bioclip_hc.taxonomy import ALIASES, RANKS, Taxonomy, table_reader
+from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, rank_columns, table_reader
 
 NAME = "name"
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
@@ -28,7 +28,8 @@ def read_subset(path: str | os.PathLike[str], names: NameTable, tell: Callable[[
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no column of these, a name that means several taxa, or no row that the taxonomy knows.
+        ValueError: no column of these, or two of one name, a name that means several taxa, or no row that the
+            taxonomy knows.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,14 +59,15 @@ def read_subset(path: str | os.PathLike[str], names: NameTable, tell: Callable[[
 
 def _finder(columns: list[str], names: NameTable, path: Path) -> Callable[[dict[str, str]], tuple[int, str]]:
     """row -> the taxon that it names, -1 where the taxonomy lacks it, and its name, "" of an empty row."""
-    ranks = {ALIASES.get(column, column): column for column in columns}
-    ranks = {rank: ranks[rank] for rank in RANKS if rank in ranks}
-    if ranks:
+    if ranks := rank_columns(columns, path):
         index = _Index(names.taxonomy)
         return lambda row: _by_ranks({rank: normal(row[column]) for rank, column in ranks.items()}, index, names)
     if NAME in columns:
         return lambda row: _by_name(normal(row[NAME]), names)
-    raise ValueError(f"{path} has neither a rank ({', '.join(RANKS)}) nor {NAME!r} among its columns: {columns}")
+    raise ValueError(
+        f"{path} has neither a rank ({', '.join(RANKS)}) nor {NAME!r} among its columns: {columns}"
+        f"{header_remedy(columns)}"
+    )
 
 
 def _by_ranks(row: dict[str, str], index: _Index, names: NameTable) -> tuple[int, str]:

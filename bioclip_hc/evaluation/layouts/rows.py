@@ -8,7 +8,7 @@ from bioclip_hc.data.captions import short
 from bioclip_hc.data.names import epithet, normal
 from bioclip_hc.evaluation.layouts.inside import unwritable
 from bioclip_hc.evaluation.layouts.tables import Table
-from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage
+from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, rank_columns
 
 GENUS, SPECIES = RANKS.index("genus"), RANKS.index("species")
 
@@ -21,8 +21,7 @@ class NameColumns:
     """The columns of a table that name taxa.
 
     Species are taken as epithets: of "Turdus migratorius" in the genus Turdus, "migratorius". Where there is no
-    column species, or it is empty, the scientific name says it. Of `cls` and `class` the first is the rank, for
-    BioCLIP's tables have in `class` what the picture is to be called.
+    column species, or it is empty, the scientific name says it. The ranks are as `rank_columns` finds them.
 
     Attributes:
         used: places of the columns that are read; rows are to have them in this order.
@@ -32,7 +31,8 @@ class NameColumns:
     """
 
     def __init__(self, table: Table) -> None:
-        places = [table.place(("cls", "class") if rank == "class" else (rank,)) for rank in RANKS]
+        columns = rank_columns(table.header, table.path)
+        places = [table.header.index(columns[rank]) if rank in columns else None for rank in RANKS]
         scientific, common = table.place(SCIENTIFIC), table.place(COMMON)
         if all(place is None for place in places):
             raise table.lacks(RANKS)
