@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from bioclip_hc import model as model_module
 from bioclip_hc.data.prompts import Prompts
+from bioclip_hc.evaluation import systems
 from bioclip_hc.evaluation.published import recipes
 from bioclip_hc.evaluation.systems import open_system
 from bioclip_hc.kernels import rank_topk
@@ -514,6 +515,29 @@ def test_fingerprints_do_not_change_by_use(tmp_path):
     system, used = open_system(folder), open_system(folder)
     used.embed_taxa(TREE)
     assert used.text_fingerprint == system.text_fingerprint
+
+
+def test_fingerprints_follow_weights_that_change_in_memory(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "m", open_clip_model__safetensors=tensors(stock().state_dict()))
+    system = open_system(folder)
+    model, projection = system.model, system.model.clip.text_projection
+    before = system.text_fingerprint, system.image_fingerprint, system.fingerprint
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        projection.view(-1)[-1] += 1e-3
+    written = system.text_fingerprint
+    assert (written != before[0], system.fingerprint != before[2]) == (True, True)
+    assert system.image_fingerprint == before[1]
+    model.load_state_dict(kept)
+    assert (system.text_fingerprint, system.image_fingerprint, system.fingerprint) == before
+    model.clip.text_projection = torch.nn.Parameter(projection.detach() * 2)
+    assert system.text_fingerprint not in (before[0], written)
+    seen = []
+    facts = systems._facts
+    monkeypatch.setattr(systems, "_facts", lambda name, tensor: seen.append(name) or facts(name, tensor))
+    model.clip.text_projection = projection
+    assert (system.text_fingerprint, system.text_fingerprint) == (before[0], before[0])
+    assert seen == ["clip.text_projection"]  # what has not changed is not hashed again
 
 
 def test_what_is_saved_with_a_result(tmp_path):

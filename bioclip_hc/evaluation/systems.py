@@ -84,29 +84,46 @@ class System:
             "text_fingerprint": self.text_fingerprint,
         }
 
-    @cached_property
+    @property
     def image_fingerprint(self) -> str:
         """SHA-256 of all on which image embeddings depend: image tower, its scale, how photographs are prepared."""
-        seen = {name: t for name, t in self.model.state_dict().items() if _is_image(name)}
         config = {key: value for key, value in self.model.model_cfg.items() if key != "text_cfg"}
-        return _digest(config, self.model.geometry, self.model.preprocess_cfg, _tensors(seen))
+        return _digest(config, self.model.geometry, self.model.preprocess_cfg, self._tensors(_is_image))
 
-    @cached_property
+    @property
     def text_fingerprint(self) -> str:
         """SHA-256 of all on which text embeddings depend but the taxonomy: text tower, tokenizer, prompts."""
         return _digest(self._text_side, self.prompts.to_dict())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the whole model without its prompts: of both sides, of the scalars, of the tokenizer."""
         return _digest(self.image_fingerprint, self._text_side, self.space)
 
-    @cached_property
+    @property
     def _text_side(self) -> str:
-        state = self.model.state_dict().items()
-        read = {name: tensor for name, tensor in state if not _is_image(name) and not _is_space(name)}
         config = {key: value for key, value in self.model.model_cfg.items() if key != "vision_cfg"}
-        return _digest(config, self.model.geometry, _tokenizer_facts(self.tokenizer), _tensors(read))
+        tensors = self._tensors(lambda name: not _is_image(name) and not _is_space(name))
+        return _digest(config, self.model.geometry, self._tokenizer_facts, tensors)
+
+    @cached_property
+    def _tokenizer_facts(self) -> list[Any]:
+        return _tokenizer_facts(self.tokenizer)
+
+    def _tensors(self, wanted: Callable[[str], bool]) -> list[_Facts]:
+        """Of the model's tensors with wanted names; those that have changed since the last time are hashed anew."""
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if wanted(name)}
+        marks = {name: _mark(tensor) for name, tensor in state.items()}
+        changed = [name for name, mark in marks.items() if self._hashed.get(name, ((), None))[0] != mark]
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter; a large model takes a second
+            for facts in pool.map(lambda name: _facts(name, state[name]), changed):
+                self._hashed[facts[0]] = marks[facts[0]], facts
+        return [self._hashed[name][1] for name in sorted(state)]
+
+    @cached_property
+    def _hashed(self) -> dict[str, tuple[tuple[Any, ...], _Facts]]:
+        """Name of a tensor -> its mark when it was hashed, and what was found."""
+        return {}
 
 
 def open_system(
@@ -160,16 +177,19 @@ def _digest(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def _tensors(tensors: dict[str, Any]) -> list[tuple[str, str, list[int], str]]:
-    """Name, dtype, shape and digest of each; side by side, for a large model takes a second to hash."""
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is written to or replaced; a write through `.data` or NumPy alone leaves it."""
+    version = None if tensor.is_inference() else tensor._version  # those made in inference mode have none
+    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device
 
-    def one(name: str) -> tuple[str, str, list[int], str]:
-        tensor = tensors[name].detach().cpu().contiguous()
-        content = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
-        return name, str(tensor.dtype), list(tensor.shape), content
 
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        return list(pool.map(one, sorted(tensors)))
+_Facts = tuple[str, str, list[int], str]
+"""A tensor's name, dtype, shape, and the SHA-256 of its numbers."""
+
+
+def _facts(name: str, tensor: Tensor) -> _Facts:
+    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(numbers).hexdigest()
 
 
 def _tokenizer_facts(tokenizer: Any) -> list[Any]:
