@@ -189,7 +189,7 @@ _Facts = tuple[str, str, list[int], str]
 
 def _facts(name: str, tensor: Tensor) -> _Facts:
     numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(numbers).hexdigest()
+    return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(numbers.data).hexdigest()
 
 
 def _tokenizer_facts(tokenizer: Any) -> list[Any]:
