@@ -32,7 +32,7 @@ from bioclip_hc.prediction.classes import (
     resolve_classes,
 )
 from bioclip_hc.prediction.reading import Batch, ImageLike, OnError, batches, leave_out
-from bioclip_hc.prediction.subset import read_subset
+from bioclip_hc.prediction.subset import as_candidates, read_subset
 from bioclip_hc.prediction.taxa import TaxonDecoder, check_options
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
@@ -122,7 +122,7 @@ class Predictor:
         k: int | None = None,
         decode: str = "independent",
         min_prob: float = 0.0,
-        subset: str | Path | np.ndarray | None = None,
+        subset: str | Path | np.ndarray | Sequence[bool] | None = None,
         classes: str | Path | Sequence[str] | None = None,
         bins: str | Path | None = None,
         batch_size: int = 64,
@@ -139,7 +139,8 @@ class Predictor:
             decode: "independent" chooses at each rank among all its taxa; "top-down" among the children of the
                 taxon chosen above; "path" the path of the tree that is best as a whole.
             min_prob: answers less probable than this are left out; a path ends above the first of them.
-            subset: a table of taxa (`prediction.subset.read_subset`), or (T,) bool: the taxa that may be answered.
+            subset: a table of taxa (`prediction.subset.read_subset`), or (T,) bool: the taxa that may be
+                answered.
             classes: the user's own classes in place of the taxa: a file with one a line, a text with commas, or
                 a list. Names that the taxonomy knows are taxa, others free words.
             bins: a table of classes and bins; answered are bins, with the sums of their classes.
@@ -179,7 +180,7 @@ class Predictor:
         k: int | None = None,
         decode: str = "independent",
         min_prob: float = 0.0,
-        subset: str | Path | np.ndarray | None = None,
+        subset: str | Path | np.ndarray | Sequence[bool] | None = None,
         classes: str | Path | Sequence[str] | None = None,
         bins: str | Path | None = None,
     ) -> Decoder:
@@ -187,7 +188,7 @@ class Predictor:
         check_options(1 if k is None else k, decode, min_prob)
         ranks = range(len(RANKS)) if rank is None else [rank_index(rank)]
         if classes is None and bins is None:
-            candidates = subset if isinstance(subset, np.ndarray | None) else self.candidates(subset)
+            candidates = None if subset is None else self.candidates(subset)
             return TaxonDecoder(
                 self.taxonomy,
                 self.text,
@@ -206,8 +207,10 @@ class Predictor:
         text = self.embed_classes(found)
         return ClassDecoder(found, self.known_taxonomy, text, self.system.space, k=k, min_prob=min_prob)
 
-    def candidates(self, subset: str | Path) -> np.ndarray:
-        """(T,) bool: the taxa that a table of taxa leaves."""
+    def candidates(self, subset: str | Path | np.ndarray | Sequence[bool]) -> np.ndarray:
+        """(T,) bool: the taxa that a table of taxa leaves, or the truth values given."""
+        if not isinstance(subset, str | Path):
+            return as_candidates(subset, self.taxonomy.size)
         return read_subset(subset, self.names, self.tell)
 
     def classes(self, classes: str | Path | Sequence[str] | None, bins: str | Path | None) -> Classes:

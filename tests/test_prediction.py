@@ -16,6 +16,7 @@ from PIL import Image
 from small_run import ARCHITECTURES, LINEAGES, picture
 
 from bioclip_hc.cli import main
+from bioclip_hc.data.decode import DecodeError
 from bioclip_hc.data.prompts import Prompts
 from bioclip_hc.evaluation.paths import best_paths
 from bioclip_hc.evaluation.systems import System, open_system
@@ -292,6 +293,18 @@ def test_a_subset_with_two_columns_of_one_name_is_refused(predictor, tmp_path):
             predictor.candidates(tmp_path / "s.csv")
 
 
+def test_a_subset_of_truth_values_is_checked(predictor, photos):
+    size = predictor.taxonomy.size
+    taxa = predictor.taxonomy.at_rank(6)[:2].tolist()
+    chosen = [t in taxa for t in range(size)]
+    for subset in (chosen, np.array(chosen)):
+        (answers,) = predictor.predict(photos[:1], rank="species", k=9, subset=subset)
+        assert sorted(answer.taxon for answer in answers) == taxa
+    for wrong in (taxa, np.array(taxa), np.arange(size), chosen[:-1], np.array([chosen]), np.array([])):
+        with pytest.raises(ValueError, match=f"truth value for each of the {size} taxa"):
+            predictor.predict(photos[:1], subset=wrong)
+
+
 def test_synonyms_name_taxa(place, system, tmp_path, told):
     (tmp_path / "syn.csv").write_text("synonym,accepted\nMerula merula,Turdus merula\n")
     (tmp_path / "s.csv").write_text("species\nMerula merula\n")
@@ -362,6 +375,27 @@ def test_images_and_workers_and_batches_change_nothing(predictor, photos):
     for options in ({"workers": 0}, {"workers": 3, "batch_size": 2}, {"batch_size": 1}):
         assert [a[-1].taxon for a in predictor.predict(pictures, **options)] == expected
         assert [a.file_name for a in predictor.predict(photos, **options)] == list(map(str, photos))
+
+
+def test_a_picture_is_the_same_opened_as_in_its_file(predictor, tmp_path):
+    left = Image.open(io.BytesIO(picture(3))).crop((0, 0, 20, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    left.save(tmp_path / "turned.jpg", exif=exif)
+    left.save(tmp_path / "turned.png", exif=exif)
+    grey = np.linspace(0, 65535, 32 * 20).astype(np.uint16).reshape(32, 20)
+    Image.fromarray(grey).save(tmp_path / "grey16.png")
+    left.putalpha(Image.linear_gradient("L").resize(left.size))
+    left.save(tmp_path / "glass.png")
+    left.convert("P").save(tmp_path / "palette.png", transparency=3)
+    names = sorted(tmp_path.iterdir())
+    assert len(names) == 5
+    files = [found.vector for found in predictor.embed(names)]
+    opened = [found.vector for found in predictor.embed([Image.open(name) for name in names])]
+    np.testing.assert_allclose(opened, files, atol=1e-6)
+    told = []
+    assert not list(predictor.embed([Image.new("RGB", (1, 999))], on_error=lambda _, error: told.append(error)))
+    assert isinstance(told[0], DecodeError)
 
 
 # -- how they are written -----------------------------------------------------------------------------------

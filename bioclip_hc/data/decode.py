@@ -57,6 +57,18 @@ def decode_image(data: bytes) -> Image.Image:
     return Photograph(data).image()
 
 
+def as_photograph(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, as `decode_image` makes it of its bytes.
+
+    Raises:
+        DecodeError: as `decode_image`.
+    """
+    with _refusing(b""):
+        _check_size(*image.size)
+        image.load()  # a PNG may hold its orientation behind its pixels
+        return _upright(_as_rgb(image), _orientation(image))
+
+
 class Photograph:
     """An encoded image whose header has been read and found fit. Its pixels are decoded once.
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bioclip_hc.data.decode import DecodeError, Photograph
+from bioclip_hc.data.decode import DecodeError, Photograph, as_photograph
 from bioclip_hc.prediction.ahead import ahead
 from bioclip_hc.prediction.inputs import picture_bytes
 
@@ -104,5 +104,5 @@ def reason(error: Exception) -> str:
 
 def _opened(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return as_photograph(image)
     return Image.fromarray(Photograph(picture_bytes(os.fspath(image))).pixels())

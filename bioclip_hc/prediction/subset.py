@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,21 @@ def read_subset(path: str | os.PathLike[str], names: NameTable, tell: Callable[[
     if lacking:
         tell(f"{path}: {len(lacking)} rows are not in the taxonomy and left out: {'; '.join(lacking[:SHOWN])}")
     return closed(names.taxonomy, np.fromiter(taxa, np.int64))
+
+
+def as_candidates(subset: np.ndarray | Sequence[bool], taxa: int) -> np.ndarray:
+    """(T,) bool of an array or list that says of each taxon whether it may be answered.
+
+    Raises:
+        ValueError: other values, such as ids, or another length.
+    """
+    found = np.asarray(subset)
+    if found.dtype != bool or found.shape != (taxa,):
+        raise ValueError(
+            f"subset must be a table's name, or a truth value for each of the {taxa} taxa; got an array of "
+            f"{found.dtype}, shape {found.shape}; of ids, set those of np.zeros({taxa}, bool) to True"
+        )
+    return found
 
 
 def _finder(columns: list[str], names: NameTable, path: Path) -> Callable[[dict[str, str]], tuple[int, str]]:
