@@ -132,6 +132,21 @@ def test_what_is_named_twice_is_given_once(tree):
     assert found("s", "s/gone.jpg", "c.txt")[-2:] == ["s/gone.jpg", "c.txt"]  # what a folder does not stand for
 
 
+def test_a_hidden_file_is_given_when_it_is_named(tree):
+    assert found("s/.j.jpg", "s")[0] == "s/.j.jpg"
+    assert found("s", "s/.j.jpg")[-1] == "s/.j.jpg"
+    assert found("s", "s/.*.jpg", "s/.j.jpg").count("s/.j.jpg") == 1
+
+
+def test_a_file_is_given_once_through_whatever_linked_folder(tree):
+    assert found("s2/k.jpg", "s/two/k.jpg", str(tree / "s" / "two" / "k.jpg")) == ["s2/k.jpg"]
+    assert found("s/two/k.jpg", "s2") == ["s/two/k.jpg"]
+    os.symlink("b.jpg", "other.jpg")  # another name is another file
+    assert found("b.jpg", "other.jpg", "a\0b", "gone/x.jpg", "gone/x.jpg") == [
+        "b.jpg", "other.jpg", "a\0b", "gone/x.jpg",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "pattern", ["*.jpg", "*/*.webp", "s/**/*.jpeg", "s?/*.jpg", "[ab].*", "**/*.png", "./*.txt", "s/t/../*.webp"]
 )

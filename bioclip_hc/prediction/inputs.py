@@ -85,9 +85,9 @@ class Files:
 
     def _once(self, name: str) -> Iterator[str]:
         digest = _digest(name)
-        if digest in self._named or (
-            _is_picture(os.path.basename(name)) and self._visited(os.path.dirname(name)) and os.path.isfile(name)
-        ):
+        folder, base = os.path.split(name)
+        stood_for = _is_picture(base) and not base.startswith(".") and self._visited(folder)
+        if digest in self._named or (stood_for and os.path.isfile(name)):
             return
         self._named.add(digest)
         yield name
@@ -123,7 +123,14 @@ def _is_picture(name: str) -> bool:
 
 
 def _digest(name: str) -> bytes:
-    return hashlib.blake2b(os.fsencode(os.path.abspath(name)), digest_size=8).digest()
+    """Of a file's place: its folder, by whatever links that was named, and the name in it."""
+    folder, base = os.path.split(name)
+    try:
+        known = os.stat(folder or os.curdir)
+        place = f"{known.st_dev} {known.st_ino} {base}"
+    except (OSError, ValueError):
+        place = os.path.abspath(name)
+    return hashlib.blake2b(os.fsencode(place), digest_size=8).digest()
 
 
 # -- patterns -----------------------------------------------------------------------------------------------
