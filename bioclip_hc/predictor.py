@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bioclip_hc.data.names import NameTable
@@ -31,6 +32,7 @@ from bioclip_hc.prediction.classes import (
     resolve_bins,
     resolve_classes,
 )
+from bioclip_hc.prediction.inputs import Files, check_arguments
 from bioclip_hc.prediction.reading import Batch, ImageLike, OnError, batches, leave_out
 from bioclip_hc.prediction.subset import as_candidates, read_subset
 from bioclip_hc.prediction.taxa import TaxonDecoder, check_options
@@ -40,6 +42,7 @@ __all__ = ["Answers", "Embedding", "Prediction", "Predictor", "read_taxonomy"]
 
 TAXONOMY = "taxonomy.json"
 Decoder = TaxonDecoder | ClassDecoder
+Images = ImageLike | Iterable[ImageLike]
 
 
 class Embedding(NamedTuple):
@@ -116,7 +119,7 @@ class Predictor:
 
     def predict(
         self,
-        images: Iterable[ImageLike],
+        images: Images,
         *,
         rank: str | None = None,
         k: int | None = None,
@@ -132,7 +135,8 @@ class Predictor:
         """Answers for each image, in order, as they come.
 
         Args:
-            images: files, or PIL images; taken by a thread, a little ahead.
+            images: files and PIL images, which a thread takes a little ahead; or a single one, where a folder and a
+                pattern stand for the pictures below it, as on the command line.
             rank: the rank to name; by default all ranks, coarse to fine.
             k: answers per rank, best first; 1 by default, which the decoders of paths alone give. Of classes or
                 bins all by default.
@@ -156,6 +160,8 @@ class Predictor:
             ValueError: options that do not fit each other, ambiguous names, tables that cannot be read; embeddings
                 that are not finite.
             DecodeError, OSError: an image that cannot be read.
+            FileNotFoundError: a folder without pictures, or a pattern without a match.
+            TypeError: no images.
         """
         decoder = self.decoder(
             rank=rank, k=k, decode=decode, min_prob=min_prob, subset=subset, classes=classes, bins=bins
@@ -164,7 +170,7 @@ class Predictor:
 
     def embed(
         self,
-        images: Iterable[ImageLike],
+        images: Images,
         *,
         batch_size: int = 64,
         workers: int | None = None,
@@ -257,11 +263,11 @@ class Predictor:
         return text.to(self.device)
 
     def _encoded(
-        self, images: Iterable[ImageLike], batch_size: int, workers: int | None, on_error: OnError
+        self, images: Images, batch_size: int, workers: int | None, on_error: OnError
     ) -> Iterator[tuple[list[str], Tensor]]:
         """Names and their embeddings (b, D), without what cannot be read or embedded."""
         workers = usable_processes() if workers is None else workers
-        stream = batches(images, self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
+        stream = batches(each(images), self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
         return self._finite(stream, on_error)
 
     def _finite(self, stream: Iterator[Batch], on_error: OnError) -> Iterator[tuple[list[str], Tensor]]:
@@ -287,6 +293,18 @@ class Predictor:
     def _embeddings(self, stream: Iterator[tuple[list[str], Tensor]]) -> Iterator[Embedding]:
         for names, image in stream:
             yield from map(Embedding, names, image.cpu().numpy())
+
+
+def each(images: Images) -> Iterable[ImageLike]:
+    """The images that are meant; a single name is looked at as on the command line."""
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, str | os.PathLike):
+        check_arguments([os.fspath(images)])
+        return Files().found([os.fspath(images)])
+    if isinstance(images, Iterable):
+        return images
+    raise TypeError(f"images must be a file, a PIL image, or several of them, got {type(images).__name__}")
 
 
 def home(system: System) -> Path:

@@ -94,6 +94,25 @@ def test_mistakes(predictor, photos, options, message):
         list(predictor.predict(photos, **options))
 
 
+def test_one_name_is_looked_at_as_on_the_command_line(predictor, photos):
+    def names(images):
+        return [found.file_name for found in predictor.embed(images)]
+
+    folder = photos[0].parent
+    everything = [str(photo) for photo in photos]
+    assert names(photos[1]) == names(str(photos[1])) == names([photos[1]]) == everything[1:2]
+    assert names(folder) == names(str(folder)) == names(f"{folder}/*.jpg") == everything
+    assert names(Image.open(photos[0])) == [""]
+    assert [a.file_name for a in predictor.predict(folder, rank="genus")] == everything
+    for wrong in (folder / "*.png", str(folder / "**" / "x?.jpg")):
+        with pytest.raises(FileNotFoundError, match="no file matches"):
+            predictor.predict(wrong)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        list(predictor.predict(folder / "gone.jpg"))
+    with pytest.raises(TypeError, match="images must be a file"):
+        predictor.predict(7)
+
+
 def test_unreadable_picture_is_named(predictor, tmp_path):
     (tmp_path / "x.jpg").write_text("<html>")
     with pytest.raises(DecodeError, match=r"x\.jpg"):
