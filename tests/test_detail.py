@@ -10,7 +10,7 @@ import torch
 from score_by_hand import R, case, random_taxonomy
 
 from bioclip_hc.evaluation import coarse_to_fine, score
-from bioclip_hc.evaluation.answers import answer_probability, best_answers
+from bioclip_hc.evaluation.answers import answer_probabilities, answer_probability, best_answers
 from bioclip_hc.evaluation.calibration import calibration
 from bioclip_hc.evaluation.detail import detailed
 from bioclip_hc.evaluation.intervals import bootstrap
@@ -116,6 +116,29 @@ def test_defaults_are_those_of_the_literature() -> None:
     found = strata(c.truth, counts, c.taxonomy)
     np.testing.assert_array_equal(found["head"], (labelled >= 0) & (labelled % 2 == 1))
     np.testing.assert_array_equal(found["tail"], (labelled >= 0) & (labelled % 2 == 0))
+
+
+@pytest.mark.parametrize("geometry", ["euclidean", "lorentz"])
+@pytest.mark.parametrize(("some", "dtype", "rtol"), [(False, torch.float32, 1e-4), (True, torch.float64, 1e-10)])
+def test_probabilities_of_several_answers_are_those_of_each(
+    geometry: str, some: bool, dtype: torch.dtype, rtol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bioclip_hc.evaluation.answers.BLOCK", 7)
+    rng = np.random.default_rng(3)
+    taxonomy = random_taxonomy(rng, 0.2, species=60)
+    image, text = (torch.from_numpy(rng.normal(size=(n, 6))).to(dtype) for n in (20, taxonomy.size))
+    image[4] = torch.nan
+    space = {"scale": 20.0, "geometry": geometry}
+    space |= {"candidates": rng.random(taxonomy.size) < 0.6} if some else {}
+    best, second = np.moveaxis(best_answers(image, text, taxonomy, k=2, **space), 2, 0)
+    mixed = np.where(rng.random(best.shape) < 0.5, best, second)
+    found = answer_probabilities(image, text, taxonomy, {"best": best, "second": second, "mixed": mixed}, **space)
+    for name, answers in (("best", best), ("second", second), ("mixed", mixed)):
+        expected = answer_probability(image, text, taxonomy, answers, **space)
+        np.testing.assert_allclose(found[name], expected, rtol=rtol)
+        np.testing.assert_array_equal(found[name] == 0, answers < 0)
+    np.testing.assert_array_equal(found["mixed"][mixed == best], found["best"][mixed == best])
+    assert (found["second"] < found["best"])[second >= 0].all()
 
 
 def test_without_candidates_there_are_no_answers() -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,50 @@ def answer_probability(
                 nll.double().clamp(min=0).neg().exp().cpu().numpy()
             )  # rounding may leave nll below 0
     return np.where(answers >= 0, probability, 0.0)
+
+
+@torch.no_grad()
+def answer_probabilities(
+    image: Tensor,
+    text: Tensor,
+    taxonomy: Taxonomy,
+    predictions: Mapping[str, np.ndarray],
+    *,
+    candidates: np.ndarray | None = None,
+    **space: Any,
+) -> dict[str, np.ndarray]:
+    """`answer_probability` of several answers to the same question, for little more than the first costs.
+
+    The normaliser of a rank is the same whatever is answered: the first answers' probabilities give it, and the
+    logits of answers alone tell what others have of it.
+
+    Args:
+        predictions: protocol -> (N, R) int64; at a rank where an image has an answer, the first must have one.
+        Others as in `answer_probability`, and the errors.
+    """
+    given = {"candidates": candidates, **space}
+    (first, answers), *others = predictions.items()
+    found = {first: answer_probability(image, text, taxonomy, answers, **given)}
+    logit = _logits(image, text, taxonomy, answers, **space) if others else answers
+    for name, other in others:
+        named = other >= 0
+        apart = _logits(image, text, taxonomy, other, **space)[named] - logit[named]  # 0 for the same taxon
+        found[name] = np.zeros(other.shape)
+        found[name][named] = np.minimum(found[first][named] * np.exp(apart), 1)
+    return found
+
+
+def _logits(image: Tensor, text: Tensor, taxonomy: Taxonomy, answers: np.ndarray, **space: Any) -> np.ndarray:
+    """(N, R) float64: the logit of each answer; -inf: none given."""
+    text_rank = torch.from_numpy(taxonomy.rank).to(text.device)
+    logits = np.empty(answers.shape)
+    for rows in _blocks(len(image)):
+        given = answers[rows] >= 0
+        ends = np.cumsum([0, *given.sum(axis=1)])
+        own = (torch.from_numpy(ends), torch.from_numpy(answers[rows][given]))
+        score, _ = rank_topk(image[rows], text, text_rank, ranks=len(RANKS), candidates=own, **space)
+        logits[rows] = score[:, :, 0].double().cpu().numpy()
+    return logits
 
 
 def _offered(

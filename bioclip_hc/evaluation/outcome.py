@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bioclip_hc.evaluation.answers import answer_probability, best_answers
+from bioclip_hc.evaluation.answers import answer_probabilities, best_answers
 from bioclip_hc.evaluation.detail import DetailedScore, detailed
 from bioclip_hc.evaluation.paths import best_paths
-from bioclip_hc.evaluation.protocols import coarse_to_fine, top_down
+from bioclip_hc.evaluation.protocols import top_down
 from bioclip_hc.taxonomy import Taxonomy
 
 ANSWERS = 5  # of the protocol that can give more than one: the top-5 accuracy
@@ -75,8 +75,9 @@ def outcome(
     """
     space |= {"candidates": candidates}
     paths = best_paths(image, text, taxonomy, **space)
+    answers = best_answers(image, text, taxonomy, k=ANSWERS, **space)
     predictions = {
-        "coarse-to-fine": coarse_to_fine(image, text, taxonomy, **space),
+        "coarse-to-fine": answers[:, :, 0],
         "top-down": top_down(image, text, taxonomy, **space),
         "full-path": paths.taxa,
     }
@@ -85,8 +86,8 @@ def outcome(
         truth,
         predictions,
         taxonomy,
-        {name: answer_probability(image, text, taxonomy, found, **space) for name, found in predictions.items()},
-        {"coarse-to-fine": best_answers(image, text, taxonomy, k=ANSWERS, **space)},
+        answer_probabilities(image, text, taxonomy, predictions, **space),
+        {"coarse-to-fine": answers},
         paths.confidence,
         text.norm(dim=1).numpy() if space["geometry"] == "lorentz" else None,
     )
