@@ -238,15 +238,35 @@ def test_thresholds_by_rank_are_those_of_each_rank_but_rise():
     assert (found[3:] == alone[2]).all()
 
 
-def test_a_rank_that_nobody_knows_changes_no_threshold():
+def ordered():
+    """500 paths, the less sure half of them wrong at every rank."""
     sure = np.tile(np.linspace(1, 0.01, 500)[:, None], (1, 7))
     truth = np.tile(np.arange(7), (500, 1))
-    taxa = np.where(sure > 0.5, truth, truth + 10)
-    blind = truth.copy()
-    blind[:, 3] = -1
-    with_gap = certified_thresholds(sure, taxa, blind, target=0.1)
-    assert with_gap[[0, 6]].tolist() == certified_thresholds(sure, taxa, truth, target=0.1)[[0, 6]].tolist()
-    assert with_gap[3] == with_gap[2]
+    return sure, np.where(sure > 0.5, truth, truth + 10), truth
+
+
+def test_a_rank_at_which_nothing_is_named_changes_no_threshold():
+    sure, taxa, truth = ordered()
+    whole = certified_thresholds(sure, taxa, truth, target=0.1)
+    taxa[:, [0, 3]] = truth[:, [0, 3]] = -1
+    found = certified_thresholds(sure, taxa, truth, target=0.1)
+    assert 0.4 < whole[6] < 0.7
+    assert found[[1, 2, 4, 5, 6]].tolist() == whole[[1, 2, 4, 5, 6]].tolist()
+    assert np.isinf(found[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("rank", [0, 3, 6])
+def test_where_the_truth_of_none_is_known_nothing_is_named_nor_below(rank):
+    sure, taxa, truth = ordered()
+    truth[:, rank] = -1
+    found = certified_thresholds(sure, taxa, truth, target=0.1)
+    assert np.isfinite(found[:rank]).all()
+    assert np.isinf(found[rank:]).all()
+
+
+def test_no_image_certifies_nothing():
+    none = np.zeros((0, 7), dtype=np.int64)
+    assert np.isinf(certified_thresholds(none.astype(float), none, none, target=0.1)).all()
 
 
 def test_where_nothing_can_be_certified_nothing_is_named_below_either():

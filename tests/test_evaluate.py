@@ -279,6 +279,17 @@ def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
     assert "named (wrong of these" in out
 
 
+def test_thresholds_need_photographs_in_both_halves(capsys, place, tmp_path):
+    table = tmp_path / "one.csv"
+    table.write_text("".join((place / "set" / "set.csv").read_text().splitlines(keepends=True)[:2]))
+    asked = [
+        table if word == str(place / "set" / "set.csv") else word for word in words(place, "--max-risk", "0.4")
+    ]
+    code, out, err = run(capsys, [*asked, "--images", place / "set"])
+    assert (code, out) == (2, "")
+    assert "--max-risk needs photographs to set thresholds on and others to score; of 1 on one.csv" in err
+
+
 def test_shards_are_asked_among_the_models_own_taxa(capsys, place):
     code, out, _ = run(capsys, ["evaluate", "--model", place / "model", "--data", place / "shards"])
     assert code == 0

@@ -139,7 +139,8 @@ def certified_thresholds(
 
     At each rank this holds as in `certified_threshold`. The thresholds rise from the root down, so that what is
     named is a path: all of the grid are shown at once, any of them may be chosen, and so may the least above that
-    of the rank before.
+    of the rank before. Where the truth of none that is named is known nothing is shown: inf, there and below. A
+    rank at which nothing is named is inf too, but says nothing of those below.
 
     Args:
         confidence, taxa, truth: (N, R) of paths (`best_paths`) and of their truth, -1 = none.
@@ -147,13 +148,17 @@ def certified_thresholds(
     thresholds = np.full(truth.shape[1], math.inf)
     least = -math.inf
     for r in range(truth.shape[1]):
-        decided = (taxa[:, r] >= 0) & (truth[:, r] >= 0)
+        named = taxa[:, r] >= 0
+        if not named.any():
+            continue
+        decided = named & (truth[:, r] >= 0)
         grid = GRID[least <= GRID]
-        if decided.any() and len(grid):
-            right = taxa[decided, r] == truth[decided, r]
-            share = delta * len(grid) / len(GRID)  # the same level for each threshold as if all were tried
-            least = certified_threshold(confidence[decided, r], right, target=target, delta=share, grid=grid)
-        thresholds[r] = least if least > -math.inf else 0.0
+        if not decided.any() or not len(grid):
+            break
+        right = taxa[decided, r] == truth[decided, r]
+        share = delta * len(grid) / len(GRID)  # the same level for each threshold as if all were tried
+        least = certified_threshold(confidence[decided, r], right, target=target, delta=share, grid=grid)
+        thresholds[r] = least
     return thresholds
 
 

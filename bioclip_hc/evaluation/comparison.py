@@ -120,6 +120,11 @@ def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[
         yield _stopped_row(run, run.split, name, found, np.full(len(RANKS), probability))
     if stopping.max_risk is not None:
         calibrating = np.array([contents.key[m][0] < 128 for m in contents.content[found.indices]], dtype=bool)
+        if calibrating.all() or not calibrating.any():
+            raise ValueError(
+                f"--max-risk needs photographs to set thresholds on and others to score; of {len(calibrating)} on "
+                f"{run.split} all fall into one half; take more, or --abstain"
+            )
         fit, test = _part(found, calibrating), _part(found, ~calibrating)
         level = certified_thresholds(
             fit.confidence, fit.predictions[FULL_PATH], fit.truth, target=stopping.max_risk, delta=DELTA
