@@ -20,9 +20,14 @@ import torch
 from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictures
 
 from bioclip_hc.cli import main
-from bioclip_hc.evaluation import Report, question
+from bioclip_hc.data.prompts import read_prompts
+from bioclip_hc.evaluation import Report, question, systems
+from bioclip_hc.evaluation.comparison import published_beside
 from bioclip_hc.evaluation.counts import COUNTS, save_counts
+from bioclip_hc.evaluation.images import Embedded, Unread
+from bioclip_hc.evaluation.published import recipes
 from bioclip_hc.evaluation.strata import training_counts
+from bioclip_hc.evaluation.systems import open_system
 from bioclip_hc.model import create_model
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
@@ -336,6 +341,47 @@ def test_at_ranks_that_a_benchmark_leaves_out_nothing_is_named(capsys, place, mo
         assert all(row[below] for row in rows)
     chance = next(row for row in rows_of(tmp_path / "out") if not row["protocol"])["score"]
     assert chance["accuracy"][: len(RANKS) - len(from_order)] == [None] * 3
+
+
+# -- published figures
+
+
+def test_published_figures_stand_only_beside_answers_to_the_same_question(place):
+    system = replace(open_system(place / "model"), recipe=recipes()["bioclip"], prompts=read_prompts("bioclip"))
+    asked = question.asked("manifest", place / "set" / "set.csv", None, [system])
+    same = replace(asked, kind="inat21", benchmark=replace(asked.benchmark, whole=True))
+    embedded = Embedded(np.arange(COUNT), torch.zeros(COUNT, 16), [], 0)
+    figures, differs = published_beside(system, same, embedded)
+    assert (figures["top-down"]["nlca"], differs) == (0.32, "")
+    others = Taxonomy.from_lineages(LINEAGES)
+    for changed, said in (
+        ((system, replace(same, benchmark=asked.benchmark), embedded), "not all photographs"),
+        ((system, same, replace(embedded, unread=[Unread(0, "gone")])), "not all photographs"),
+        (
+            (system, replace(same, taxonomy=others, candidates="the taxa of t.csv"), embedded),
+            "are the taxa of t.csv",
+        ),
+        ((replace(system, prompts=read_prompts("names")), same, embedded), "other words"),
+        ((replace(system, revision="0" * 40), same, embedded), "another commit"),
+    ):
+        figures, differs = published_beside(*changed)
+        assert figures == {}
+        assert said in differs
+    assert published_beside(replace(system, recipe=None), same, embedded) == ({}, "")
+
+
+def test_what_published_figures_are_missing_for_is_said(capsys, place, monkeypatch, tmp_path, no_page):
+    open_as_it_is = systems.open_system
+    monkeypatch.setattr(
+        systems, "open_system", lambda *a, **k: replace(open_as_it_is(*a, **k), recipe=recipes()["bioclip"])
+    )
+    asked = question.asked
+    monkeypatch.setattr(question, "asked", lambda *a, **k: replace(asked(*a, **k), kind="inat21"))
+    _, _, err = run(capsys, words(place, "--output", tmp_path / "out"))
+    assert "published figures of model are not set beside its own: these are not all photographs" in err
+    systems_rows = [row for row in rows_of(tmp_path / "out") if row["protocol"]]
+    assert all("not all photographs" in row["extra"]["published figures"] for row in systems_rows)
+    assert not any(row["published"] for row in systems_rows)
 
 
 # -- few-shot

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_layouts import ASPHODEL, ROBIN, jpeg, put, reasons, table
 
-from bioclip_hc.evaluation.layouts import open_benchmark
+from bioclip_hc.evaluation.layouts import inat21, open_benchmark
 from bioclip_hc.evaluation.layouts.base import Published
 from bioclip_hc.evaluation.layouts.inat21 import lineage_of_folder
 from bioclip_hc.taxonomy import RANKS
@@ -260,6 +260,18 @@ def test_what_was_published_is_compared(tmp_path):
     benchmark = open_benchmark("inat21", tmp_path)
     note = Published(4, 3).notes(benchmark.photographs, benchmark.taxonomy)[0]
     assert "photographs of 2 of 3 species" in note
+
+
+@pytest.mark.parametrize(("split", "whole"), [("val", True), ("train_mini", False)])
+def test_whole_is_only_what_figures_are_published_of(tmp_path, monkeypatch, split, whole):
+    monkeypatch.setitem(inat21.PUBLISHED, "val", Published(2, 2, 1))
+    monkeypatch.setitem(inat21.PUBLISHED, "train_mini", Published(4, 2, 2))
+    for i, lineage in enumerate((EARTHWORM, ROBIN)):
+        for k in range(1 if split == "val" else 2):
+            put(tmp_path / split / directory(i, lineage) / f"{k}.jpg")
+    assert open_benchmark("inat21", tmp_path).whole == whole
+    shutil.rmtree(tmp_path / split / directory(0, EARTHWORM))
+    assert not open_benchmark("inat21", tmp_path).whole
 
 
 # -- Rare Species

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from bioclip_hc.data.prompts import read_prompts
 from bioclip_hc.evaluation.abstention import certified_thresholds, stopped
 from bioclip_hc.evaluation.counts import counts_of_model, read_counts
 from bioclip_hc.evaluation.images import Contents, Embedded
 from bioclip_hc.evaluation.metrics import chance
 from bioclip_hc.evaluation.outcome import Outcome, outcome
-from bioclip_hc.evaluation.published import published
+from bioclip_hc.evaluation.published import published_on
 from bioclip_hc.evaluation.question import Question, folder_of, own_taxonomy
 from bioclip_hc.evaluation.rows import Row
 from bioclip_hc.evaluation.study import THRESHOLDS, Run
@@ -79,11 +80,11 @@ def run_of(
         question.offered,
         **system.space,
     )
-    figures = {}
-    if system.recipe and question.kind and question.taxonomy is question.benchmark.taxonomy:
-        for protocol in found.predictions:
-            if row := published(system.recipe.key, question.kind, protocol):
-                figures[protocol] = row.figures
+    figures, differs = published_beside(system, question, embedded)
+    extra = {"asked in": str(system.prompts), "candidates": question.candidates}
+    if differs:
+        extra["published figures"] = f"are not set beside these: {differs}"
+        tell(f"published figures of {system.name} are not set beside its own: {differs}")
     return Run(
         system.name,
         question.benchmark.name,
@@ -92,8 +93,28 @@ def run_of(
         _counts(system, question, counts),
         figures,
         thresholds=(stopping.marks if stopping else {}) or THRESHOLDS,
-        extra={"asked in": str(system.prompts), "candidates": question.candidates},
+        extra=extra,
     )
+
+
+def published_beside(
+    system: System, question: Question, embedded: Embedded
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Published figures by protocol where they are of the same question, else none, and in what it differs."""
+    figures = published_on(system.recipe.key, question.kind) if system.recipe else {}
+    if not system.recipe or not figures:
+        return {}, ""
+    recipe = system.recipe
+    differences = {
+        "these are not all photographs of the benchmark, or others": not question.benchmark.whole
+        or bool(embedded.unread),
+        f"the candidates are {question.candidates}": question.taxonomy is not question.benchmark.taxonomy,
+        f"it was asked in other words, {system.prompts}": system.prompts != read_prompts(recipe.prompts),
+        f"it is of another commit, {system.revision}": bool(recipe.revision and system.revision)
+        and system.revision != recipe.revision,
+    }
+    found = "; ".join(what for what, so in differences.items() if so)
+    return ({}, found) if found else (figures, "")
 
 
 def _counts(system: System, question: Question, source: str | None) -> np.ndarray | None:

@@ -31,6 +31,7 @@ class Benchmark:
         left_out: the photographs that cannot be used.
         notes: what else whoever reads figures should know, a sentence each: data that are partial, labels that
             disagree.
+        whole: these are all photographs and species of the benchmark that published figures are of, and no others.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Benchmark:
     ranks: tuple[int, ...]
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    whole: bool = False
 
     def lines(self) -> list[str]:
         """For people: the notes, then what was left out, counted by cause, the most frequent first."""

@@ -108,7 +108,7 @@ def read(
     which = next((name for name, stems in SPLITS.items() if _stem(tables[0]) in stems), "")
     notes = PUBLISHED[which].notes(photographs, taxonomy) if which in PUBLISHED else []
     name = f"CrypticBio {which or ', '.join(_stem(table) for table in tables[:3])}"
-    return Benchmark(name, photographs, taxonomy, RANKED, left_out, notes)
+    return Benchmark(name, photographs, taxonomy, RANKED, left_out, notes, which == "common" and not notes)
 
 
 # -- which tables ------------------------------------------------------------------------------------------

@@ -75,7 +75,9 @@ def read(
     taxonomy = Taxonomy.from_lineages(found.taxa, found.taxa.values())
     photographs = PhotographFiles(found.files, found.lineages, [found.taxa[lineage] for lineage in found.lineages])
     notes = [*found.notes, *(PUBLISHED[name].notes(photographs, taxonomy) if name in PUBLISHED else [])]
-    return Benchmark(f"iNat21 {name}", photographs, taxonomy, tuple(range(len(RANKS))), found.left_out, notes)
+    whole = not PUBLISHED["val"].notes(photographs, taxonomy)  # figures are published of no other split
+    ranks = tuple(range(len(RANKS)))
+    return Benchmark(f"iNat21 {name}", photographs, taxonomy, ranks, found.left_out, notes, whole)
 
 
 def _split_folder(path: Path, split: str | None) -> Path:
