@@ -451,6 +451,17 @@ def test_names_of_nothing(tmp_path, monkeypatch, name):
         open_system(name)
 
 
+@pytest.mark.parametrize("text", [5, "an image of {}", ["{}"], None, {"templates": ["{}"]}, {"template": 5},
+                                  {"template": "robin"}, {"form": ["path"]}, {"separator": None}])  # fmt: skip
+def test_words_of_training_that_are_none_are_refused_with_the_model(tmp_path, text):
+    _, folder = hyperbolic(tmp_path / "released")
+    model = load(folder)[0]
+    model.metadata["text"] = text
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"/m: metadata 'text' of the model must be a table of template, form"):
+        open_system(tmp_path / "m")
+
+
 def test_the_words_given_come_first(tmp_path):
     folder = folder_of(tmp_path / "m", open_clip_model__safetensors=tensors(stock().state_dict()))
     assert open_system(f"bioclip={folder}", prompts="names").prompts == Prompts(("{}",))

@@ -72,6 +72,12 @@ def test_a_template_has_one_place(template):
         TextForm(template)
 
 
+@pytest.mark.parametrize("wrong", [{"template": 5}, {"form": None}, {"form": ["path"]}, {"separator": 1}])
+def test_a_form_is_made_of_texts(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a text, got "):
+        TextForm(**wrong)
+
+
 def test_a_form_that_does_not_exist():
     with pytest.raises(ValueError, match=r"form must be one of .*, got 'lineage'"):
         TextForm(form="lineage")

@@ -40,6 +40,9 @@ class TextForm:
     separator: str = " "
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be a text, got {value!r}")
         if self.template.count("{}") != 1:
             raise ValueError(f"template must hold one {{}} for the taxon, got {self.template!r}")
         if self.form not in FORMS:

@@ -83,5 +83,16 @@ def embed_taxa(
 
 
 def text_form(model: HierarchicalCLIP) -> TextForm:
-    """How the model was trained to read taxa; the default form for a model that does not say."""
-    return TextForm(**model.metadata.get("text", {}))
+    """How the model was trained to read taxa; the default form for a model that does not say.
+
+    Raises:
+        ValueError: what it says is no form.
+    """
+    said = model.metadata.get("text", {})
+    try:
+        return TextForm(**said)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metadata 'text' of the model must be a table of template, form and separator, got {said!r:.200} "
+            f"({error})"
+        ) from None

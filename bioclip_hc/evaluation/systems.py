@@ -47,13 +47,17 @@ class System:
         """A model folder, weights file or hub repository, asked as it was trained.
 
         Raises:
-            As `bioclip_hc.load`.
+            As `bioclip_hc.load`; and ValueError for a model that says of its words what is no `TextForm`.
         """
         folder = resolve_folder(name, revision)
         model, preprocess, tokenizer = load(folder, device=device)
         commit = commit_of(folder)
+        try:
+            prompts = Prompts.of(text_form(model))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         title = str(name).removeprefix("hf-hub:").partition("@")[0] if commit else folder.name
-        return cls(title, model, preprocess, tokenizer, Prompts.of(text_form(model)), None, str(name), commit)
+        return cls(title, model, preprocess, tokenizer, prompts, None, str(name), commit)
 
     @property
     def space(self) -> dict[str, Any]:
