@@ -327,6 +327,21 @@ def test_pictures_are_found_by_any_of_their_ids(tmp_path):
     assert "no picture of the id '20000011_45000001'" in reasons(benchmark)[0]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_ids_that_pandas_made_fractions_are_ids(tmp_path, kind):
+    rows = [row | {key: f"{row[key]}.0" for key in ("eol_content_id", "eol_page_id")} for row in rare(tmp_path)]
+    if kind == "csv":
+        path = catalogue(tmp_path / "metadata" / "t.csv", rows)
+    else:
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "t.parquet"
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns |= {name: [float(text) for text in columns[name]] for name in ("eol_content_id", "eol_page_id")}
+        parquet.write_table(pa.table(columns), path)
+    benchmark = open_benchmark("rare-species", path, images=tmp_path)
+    assert (len(benchmark.photographs), benchmark.left_out) == (len(rows), [])
+
+
 def test_two_pictures_of_one_id_are_left_out(tmp_path):
     rows = rare(tmp_path)
     for row in (rows[1], rows[3]):

@@ -112,7 +112,8 @@ class _Finder:
         Raises:
             ValueError: there is none, or more than one; the text is the reason.
         """
-        own, content, page, name = ("" if spot is None else fields[spot].strip() for spot in self._spots)
+        *ids, name = ("" if spot is None else fields[spot].strip() for spot in self._spots)
+        own, content, page = (re.sub(r"^(\d+)\.0+$", r"\1", text) for text in ids)  # 11.0 is how pandas writes 11
         if name:
             return self._inside.file(name)
         for key in (f"{content}_{page}" if content and page else "", own, content):

@@ -240,6 +240,8 @@ def _text(value: Any) -> str | None:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer():  # as pandas has whole numbers beside missing ones
+        return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
