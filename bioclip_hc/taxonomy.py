@@ -31,6 +31,9 @@ import numpy as np
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 ALIASES = {"cls": "class"}  # BioCLIP's CSVs and older Rare Species files cannot name a column `class`
 
+UNNAMED = frozenset(("na", "n/a", "<na>", "nan", "none", "null", "unknown", "incertae sedis"))
+"""Words that tables write where they have no name, in lower case; no taxon is called so."""
+
 Lineage = tuple[str, ...]
 """Seven names, kingdom to species; "" where the rank is unknown."""
 
@@ -116,6 +119,11 @@ def _clean(name: str | None) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a taxon name is a string, got {type(name).__name__}: {name!r}")
     return " ".join(name.split())
+
+
+def named(cell: str) -> str:
+    """A cell of a table, "" for a word of `UNNAMED`."""
+    return "" if " ".join(cell.split()).lower() in UNNAMED else cell
 
 
 def nfc(name: str) -> str:
@@ -212,8 +220,8 @@ class Taxonomy:
     def from_csv(cls, path: str | Path) -> Taxonomy:
         """Read a table (.csv or .csv.gz, UTF-8) with the columns kingdom ... species; see `rank_columns`.
 
-        Further columns are kept in `extra` for the taxon that the row names; where several rows name it, the
-        first that says something wins.
+        Words such as "NA" or "unknown" (`UNNAMED`) leave a rank unknown. Further columns are kept in `extra` for
+        the taxon that the row names; where several rows name it, the first that says something wins.
 
         Raises:
             FileNotFoundError: no such file.
@@ -299,8 +307,7 @@ class Taxonomy:
             if content["format"] != FORMAT_VERSION or tuple(content["ranks"]) != RANKS:
                 raise ValueError(f"format {content['format']} with ranks {content['ranks']}")
             names, extra = list(content["name"]), dict(content["extra"])
-            rank = np.array(content["rank"], np.int64)
-            parent = np.array(content["parent"], np.int64)
+            rank, parent = (_whole(content[key], key) for key in ("rank", "parent"))
             _check_forest(names, rank, parent, extra)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved taxonomy ({error}); make one with Taxonomy.save") from None
@@ -447,6 +454,12 @@ def _canonical_order(parent: list[int], rank: list[int], key: list[str]) -> np.n
     return order
 
 
+def _whole(values: list, name: str) -> np.ndarray:
+    if not all(type(value) is int for value in values):
+        raise ValueError(f"a {name} that is no whole number")
+    return np.array(values, np.int64)
+
+
 def _check_forest(names: list, rank: np.ndarray, parent: np.ndarray, extra: dict[str, list]) -> None:
     size = len(names)
     if rank.shape != (size,) or parent.shape != (size,) or any(len(col) != size for col in extra.values()):
@@ -518,4 +531,5 @@ def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[list[str | N
     for row in reader:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {reader.line_num}: {len(columns)} columns expected, got another number")
-        yield [row[s] if s else None for s in sources], {c: row[c] for c in others}
+        extra = {c: named(row[c]) if c == "common_name" else row[c] for c in others}
+        yield [named(row[s]) if s else None for s in sources], extra

@@ -82,6 +82,13 @@ def test_paths_start_at_the_image_root_and_columns_have_other_names(tmp_path):
     assert photos_from_csv(path, tmp_path / "pictures", "file") == [photo]
 
 
+def test_words_for_no_name_are_none(tmp_path):
+    picture(tmp_path / "a.jpg")
+    rows = [row("a.jpg", ("nan", "NA", *WOLF[2:]), common_name="None")]
+    (photo,) = photos_from_csv(table(tmp_path / "t.csv", rows))
+    assert (photo.lineage, photo.common_name) == (("", "", *WOLF[2:]), "")
+
+
 @pytest.mark.parametrize("last", ["cls", "class"])
 def test_of_cls_and_class_the_first_is_the_rank(tmp_path, last):
     picture(tmp_path / "a.jpg")

@@ -102,6 +102,8 @@ def test_path_columns(folder, column):
         ("merula", "Turdus migratorius", "merula"),  # the column species has the say
         ("migratorius achrusterus", "", "migratorius achrusterus"),
         ("Turdus × hybrida", "", "× hybrida"),
+        ("nan", "Turdus migratorius", "migratorius"),  # words for no name
+        ("None", "NA", ""),
     ],
 )
 def test_species_are_epithets(folder, given, scientific, species):
@@ -116,6 +118,14 @@ def test_a_scientific_name_of_another_genus_is_left_out(folder):
     benchmark = opened(table(folder / "t.csv", rows, (*HEADER[:7], "sciName")))
     assert benchmark.photographs.lineages == [ASPHODEL]
     assert "line 2: the scientific name 'Merula migratoria' is not of the genus 'Turdus'" in reasons(benchmark)[0]
+
+
+def test_words_for_no_name_name_nothing(folder):
+    path = table(folder / "t.csv", [("a/robin.jpg", "Incertae sedis", "nan", "Turdus", "unknown")],
+                 ("path", "class", "order", "genus", "common"))  # fmt: skip
+    benchmark = opened(path)
+    assert benchmark.photographs.lineages == [("", "", "", "", "", "Turdus", "")]
+    assert (benchmark.photographs.read(0).common_name, benchmark.ranks) == ("", (5,))
 
 
 def test_ranks_that_no_photograph_names_are_not_scored(folder):

@@ -277,7 +277,7 @@ def test_a_subset_leaves_its_taxa_and_what_is_above_and_below(predictor, photos,
         "species\nTurdus merula\nVulpes vulpes\nDraco volans\n": {"merula", "vulpes"},
         "genus,species\nTurdus,merula\nVulpes,Vulpes vulpes\n": {"merula", "vulpes"},
         "cls,genus\nAves,\n": {"merula", "migratorius", "corax"},
-        "cls,Genus,class\nAves,,a robin\n": {"merula", "migratorius", "corax"},
+        "cls,Genus,class\nAves,NA,a robin\n": {"merula", "migratorius", "corax"},
         "name\nblackbird\nRosa canina\n": {"merula", "canina"},
         "kingdom,phylum,class,order,family,genus,species\nPlantae,,,,,,\n": {"canina"},
     }

@@ -290,6 +290,14 @@ def test_the_rank_is_cls_where_a_table_has_class_too(tmp_path, head):
     assert as_lineage({name: row[name] for name in names})[2] == "Aves"
 
 
+def test_words_for_no_name_make_no_taxon(tmp_path):
+    words = ["NA", "nan", "None", "N/A", "null", " Unknown", "incertae  sedis"]
+    rows = [f"Animalia,,{word},Turdus,{word}" for word in words]
+    tree = Taxonomy.from_csv(write(tmp_path / "t.csv", *rows, head="kingdom,phylum,class,genus,common_name"))
+    assert paths(tree) == {("Animalia",), ("Animalia", "Turdus")}
+    assert (tree.report.missing["class"], tree.extra) == (len(words), {})
+
+
 def test_common_names_beside_lineages():
     tree = Taxonomy.from_lineages([ROBIN, ROBIN, (*WHEATEAR[:6], "")], ["", "American robin", "wheatears"])
     named = {tree.path(t)[-1]: name for t, name in enumerate(tree.extra["common_name"]) if name}
@@ -360,6 +368,11 @@ def test_save_and_load(tmp_path):
         {"name": ["Animalia", ""]},
         {"rank": [1, 0]},
         {"rank": [0, 7]},
+        {"rank": [0, 1.7]},
+        {"rank": [False, True]},
+        {"rank": ["0", "1"]},
+        {"rank": 3},
+        {"parent": [-1, 0.5]},
         {"parent": [-1, 1]},
         {"parent": [-1, 5]},
         {"parent": [-2, 0]},

@@ -25,7 +25,7 @@ from bioclip_hc.data.decode import DecodeError, Photograph
 from bioclip_hc.data.lots import choose_share, draw_lot
 from bioclip_hc.data.parallel import in_order
 from bioclip_hc.data.sample import MAX_IMAGE_BYTES, PathLike, Sample
-from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, header_remedy, rank_columns
+from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, header_remedy, named, rank_columns
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,10 @@ def photos_from_csv(
         if name in line_of:
             raise ValueError(f"{where}: {path} is on line {line_of[name]} already; keep one of the rows")
         line_of[name] = line
-        names = tuple(row[i] for i in at_rank)
+        names = tuple(named(row[i]) for i in at_rank)
         if names not in lineage_of:
             lineage_of[names] = _checked(dict(zip(RANKS, names, strict=True)), where)
-        common = "" if at_common is None else row[at_common].strip()
+        common = "" if at_common is None else named(row[at_common]).strip()
         photos.append(Photo(_key(len(photos), path), path, lineage_of[names], common))
     if not photos:
         raise ValueError(f"{csv_path}: no photographs, the table is a header only")

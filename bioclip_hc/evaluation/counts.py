@@ -13,7 +13,7 @@ import numpy as np
 
 from bioclip_hc.data.sample import PathLike
 from bioclip_hc.data.shards import ShardSet
-from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, rank_columns, table_reader
+from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, named, rank_columns, table_reader
 
 COUNTS = "taxonomy_counts.json"  # in a model folder, beside taxonomy.json
 COLUMNS = ("images", "count", "counts", "n")  # how a table may call the number of images
@@ -95,7 +95,7 @@ def _from_table(path: Path, taxonomy: Taxonomy) -> np.ndarray:
             said = row.get(number)
             if not (said or "").strip().isdecimal():
                 raise ValueError(f"{path}, line {reader.line_num}: {said!r} is no number of images")
-            lineages.append([row[at_rank[rank]] if rank in at_rank else "" for rank in RANKS])
+            lineages.append([named(row[at_rank[rank]] or "") if rank in at_rank else "" for rank in RANKS])
             images.append(int(said or 0))
     return _weighted(taxonomy.encode_many(lineages), np.array(images, dtype=np.int64), taxonomy)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bioclip_hc.data.captions import short
 from bioclip_hc.data.names import SHOWN, NameTable, epithet, normal
-from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, rank_columns, table_reader
+from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, named, rank_columns, table_reader
 
 NAME = "name"
 SPECIES, GENUS = RANKS.index("species"), RANKS.index("genus")
@@ -86,7 +86,7 @@ def _finder(columns: list[str], names: NameTable, path: Path) -> Callable[[dict[
 
 
 def _by_ranks(row: dict[str, str], index: _Index, names: NameTable) -> tuple[int, str]:
-    said = {RANKS.index(rank): name for rank, name in row.items() if name}
+    said = {RANKS.index(rank): name for rank, name in row.items() if named(name)}
     shown = " ".join(said.values())
     found = index.find(said) if said else []
     if len(found) > 1:

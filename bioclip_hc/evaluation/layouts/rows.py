@@ -8,7 +8,7 @@ from bioclip_hc.data.captions import short
 from bioclip_hc.data.names import epithet, normal
 from bioclip_hc.evaluation.layouts.inside import unwritable
 from bioclip_hc.evaluation.layouts.tables import Table
-from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, rank_columns
+from bioclip_hc.taxonomy import RANKS, Lineage, as_lineage, named, rank_columns
 
 GENUS, SPECIES = RANKS.index("genus"), RANKS.index("species")
 
@@ -68,7 +68,7 @@ class NameColumns:
 
 def as_common(text: str) -> str:
     """A common name as others write it; "" for what is none, such as a list of them."""
-    name = " ".join(text.split())
+    name = " ".join(named(text).split())
     return "" if len(name) > MAX_NAME or unwritable(name) or name.startswith(("[", "{")) else name
 
 
@@ -78,8 +78,8 @@ def as_named(names: Sequence[str], scientific: str = "") -> Lineage:
     Raises:
         ValueError: see `NameColumns.lineage`.
     """
-    lineage = list(as_lineage(names))
-    scientific = " ".join(scientific.split())
+    lineage = list(as_lineage([named(name) for name in names]))
+    scientific = " ".join(named(scientific).split())
     for name in (*lineage, scientific):
         if unwritable(name):
             raise ValueError(f"a control character, or half a letter, in the name {short(name)}; remove it")
