@@ -273,7 +273,7 @@ def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
     below = rows["set.csv", "stopping below 50%"]["score"]
     whole = rows["set.csv", "full-path"]["score"]
     assert all(b <= w for b, w in zip(below["accuracy"], whole["accuracy"], strict=True))
-    half = "set.csv, the half not used to set thresholds"
+    half = "set.csv, test half"
     scored = [hashlib.sha256(picture(i % (COUNT - 2))).digest()[0] >= 128 for i in range(COUNT)]
     assert 0 < sum(scored) < COUNT
     assert rows[half, "full-path"]["score"]["images"] == sum(scored)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -456,3 +457,33 @@ def test_figures_in_the_shaded_cells_can_be_read(scheme: int) -> None:
     assert contrast(channels("muted"), channels("soft")) >= 4.5
     assert contrast(channels("series-0"), channels("paper")) >= 4.5  # links
     assert math.isclose(contrast(np.zeros(3), np.ones(3)), 21)
+
+
+def test_reliability_is_of_one_rank_for_all_systems(tmp_path: Path) -> None:
+    """The deepest at which all name something, though one goes on; a system without probabilities has no line."""
+    taxonomy = tree_of()
+    early, late = outcome_of(taxonomy), outcome_of(taxonomy, seed=1)
+    stops = {protocol: taxa.copy() for protocol, taxa in early.predictions.items()}
+    for taxa in stops.values():
+        taxa[:, R - 2 :] = -1
+    runs = [Run("late", "set", late), Run("early", "set", replace(early, predictions=stops))]
+    page = written(report_of("t", runs), tmp_path)
+    r = R - 3
+    (said,) = set(re.findall(r"Reliability, (\w+): set, full-path", page))
+    assert said == RANKS[r]
+    errors = [
+        percent(row.score.calibration.error[r]) for row in report_of("t", runs).rows if row.protocol == "full-path"
+    ]
+    assert f"late {errors[0]} %, early {errors[1]} %" in page or f"early {errors[1]} %, late {errors[0]} %" in page
+
+
+def test_titles_of_figures_end_where_they_differ(tmp_path: Path) -> None:
+    """Protocols of one split, whose names are long, are told apart by what is not cut off."""
+    found = outcome_of(tree_of())
+    split = "a_table_with_a_long_name_of_its_own_labels.csv, test half"
+    rule = "stopping so that at most 10% are wrong"
+    renamed = {rule: found.predictions["full-path"], "full-path": found.predictions["full-path"]}
+    found = replace(found, predictions=renamed, probability=dict.fromkeys(renamed, found.confidence), answers={})
+    page = written(report_of("t", [Run("s", split, found)]), tmp_path)
+    for protocol in renamed:
+        assert f"<h4><bdi>Reliability, species: {split}, {protocol}</bdi></h4>" in page

@@ -150,7 +150,7 @@ def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[
         level = certified_thresholds(
             fit.confidence, fit.predictions[FULL_PATH], fit.truth, target=stopping.max_risk, delta=DELTA
         )
-        split = f"{run.split}, the half not used to set thresholds"
+        split = f"{run.split}, test half"
         score = replace(test, predictions={FULL_PATH: test.predictions[FULL_PATH]}).scores(run.counts)[FULL_PATH]
         yield Row(run.name, FULL_PATH, split, score, run.extra)
         name = f"stopping so that at most {stopping.max_risk:.0%} are wrong"

@@ -9,6 +9,7 @@ from bioclip_hc.data.captions import printable
 from bioclip_hc.evaluation.tables import Cell, Line, Table
 
 LONGEST = 80  # characters of a name
+TITLE = 160  # characters of a title: the names of a split, a protocol and a rank
 
 
 def shown(text: str, width: int = LONGEST) -> str:
@@ -44,7 +45,8 @@ def figure(svg: str, title: str, caption: str, alternative: str) -> str:
     if not svg:
         return ""
     labelled = svg.replace("<svg", f'<svg role="img" aria-label="{shown(alternative, 1000)}"', 1)
-    return f"<figure><h4>{name(title)}</h4>{labelled}<figcaption>{shown(caption, 1000)}</figcaption></figure>"
+    head, foot = name(title, TITLE), shown(caption, 1000)
+    return f"<figure><h4>{head}</h4>{labelled}<figcaption>{foot}</figcaption></figure>"
 
 
 def table(content: Table, first: str = "system") -> str:

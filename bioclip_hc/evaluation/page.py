@@ -92,7 +92,7 @@ def _results(group: Group) -> str:
         [
             markup.table(main_table(group)),
             markup.folded(
-                f"Further measures: {markup.name(group.title)}",
+                f"Further measures: {markup.name(group.title, markup.TITLE)}",
                 further + per_rank + facts,
             ),
         ]
@@ -145,20 +145,20 @@ def _first_errors(group: Group) -> str:
 
 
 def _reliability(group: Group, look: Look) -> str:
-    """At the deepest rank with answers, one line for each system."""
-    diagrams, errors, deepest = {}, [], ""
-    for row in group.systems:
-        calibration = row.details.calibration if row.details else None
-        ranks = [r for r, error in enumerate(calibration.error) if error is not None] if calibration else []
-        if calibration and ranks:
-            deepest = RANKS[ranks[-1]]
-            diagrams[row.name] = (calibration.probability[ranks[-1]], calibration.accuracy[ranks[-1]])
-            errors.append(f"{row.name} {percent(calibration.error[ranks[-1]])} %")
-    if not diagrams:
+    """At the deepest rank at which all systems that give probabilities have answers, one line for each."""
+    found = {row.name: row.details.calibration for row in group.systems if row.details and row.details.calibration}
+    calibrations = {name: c for name, c in found.items() if any(error is not None for error in c.error)}
+    shared = [
+        r for r in range(len(RANKS)) if calibrations and all(c.error[r] is not None for c in calibrations.values())
+    ]
+    if not shared:
         return ""
+    r, deepest = shared[-1], RANKS[shared[-1]]
+    diagrams = {name: (c.probability[r], c.accuracy[r]) for name, c in calibrations.items()}
+    errors = [f"{name} {percent(c.error[r])} %" for name, c in calibrations.items()]
     return markup.figure(
         plots.reliability(diagrams, look),
-        f"Reliability: {group.title}, {deepest}",
+        f"Reliability, {deepest}: {group.title}",
         "How often answers of a stated probability are right: on the dotted line as often as stated, below it "
         f"less. Calibration error: {', '.join(errors)}.",
         f"Reliability diagram of the {deepest}. Calibration error: {', '.join(errors)}.",
@@ -183,7 +183,7 @@ def _risks(findings: Sequence[Findings], look: Look) -> Iterator[str]:
         areas = ", ".join(f"{name} {curve.area:.3f}" for name, curve in last.items())
         yield markup.figure(
             plots.risk_coverage({name: (c.coverage, c.risk) for name, c in last.items()}, marks, look),
-            f"When to stop naming: {split}, {of_split[0].curves[-1].rank}",
+            f"When to stop naming, {of_split[0].curves[-1].rank}: {split}",
             "Full paths, the surest first: the share named, and of those the share that is wrong. Marks show what "
             f"naming only from a given confidence on gives. Area under the curves (lower is better): {areas}.",
             f"Risk against coverage. Areas: {areas}.",
