@@ -62,7 +62,7 @@ def image_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("images", nargs="*", help="files, folders, quoted patterns ('photos/**/*.jpg'), or -")
     p.add_argument("--from", dest="listed", metavar="FILE", help="a list of files, one a line; - is standard input")
     p.add_argument("--null", "-0", action="store_true", help="names in the list end with zero bytes (find -print0)")
-    p.add_argument("--batch-size", type=int, default=64, help="images at once on the device (default 64)")
+    p.add_argument("--batch-size", type=int, help="images at once on the device (default 64, on a CPU 4)")
     p.add_argument("--workers", type=int, help="threads that decode (by default one for each core; 0: none)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TypeVar
 
@@ -14,16 +14,17 @@ R = TypeVar("R")
 
 AHEAD = 4  # items under way for each thread
 PATIENCE = 0.1  # seconds between looks at whether anybody still asks
+PAUSE = 0.1  # seconds without a result, of which who asks is told
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
-    """`function(item)` of every item, in order.
+def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R | None, None, None]:
+    """`function(item)` of every item, in order, and None wherever the next one does not come for PAUSE seconds.
 
     Threads, not processes: what takes the time in decoding and resizing lets other threads run.
 
     Args:
         items: taken by a thread of its own, so that waiting for the next one holds no result back.
-        workers: threads; 0 works in this one, item by item.
+        workers: threads; 0 works in this one, item by item, and cannot tell of a pause.
 
     Raises:
         Whatever the function, or taking an item, raises, in its place.
@@ -56,7 +57,16 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Gener
         # a daemon: it may wait for a line of standard input that never comes
         threading.Thread(target=feed, name="inputs", daemon=True).start()
         try:
-            while (future := under_way.get()) is not None:
+            while True:
+                try:
+                    future = under_way.get(timeout=PAUSE)
+                except queue.Empty:
+                    yield None
+                    future = under_way.get()
+                if future is None:
+                    return
+                if not wait([future], PAUSE).done:
+                    yield None
                 yield future.result()
         finally:
             ended.set()

@@ -203,7 +203,7 @@ class ClassDecoder:
 
     @torch.inference_mode()
     def __call__(self, names: Sequence[str], image: Tensor) -> list[Answers]:
-        """The answers for each of b images (b, D)."""
+        """The answers for the b images that have names; image: (B, D), the first b of them theirs."""
         score, index = rank_topk(image, self.text, self._one_rank, k=len(self.text), ranks=1, **self.space)
         order = index[:, 0].cpu().numpy()
         probability = score[:, 0].double().softmax(1).cpu().numpy()

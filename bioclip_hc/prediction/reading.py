@@ -1,6 +1,9 @@
 """From photographs to batches of pixels, decoded ahead of the model.
 
-# b images of a batch
+# b images of a batch, B its shape
+
+Every batch has the same shape, filled up with repetitions where it has fewer images. A product's rows are then
+computed alike whatever the other rows hold: no answer depends on what came with it, nor on when.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ OnError = str | Callable[[str, Exception], object]
 
 
 class Batch(NamedTuple):
-    """names: of files, "" for PIL images; pixels: (b, 3, H, W) as the model wants them."""
+    """names (b,): of files, "" for PIL images; pixels: (B, 3, H, W), b <= B of them as the model wants them."""
 
     names: list[str]
     pixels: Tensor
@@ -37,7 +40,7 @@ def batches(
     workers: int,
     on_error: OnError,
 ) -> Generator[Batch, None, None]:
-    """All readable images in order. Batches grow from one image to `batch_size`: the first answer is there at once.
+    """All readable images in order, `batch_size` at once, or fewer where the next one is not there yet.
 
     Raises:
         ValueError: arguments out of range.
@@ -62,24 +65,30 @@ def _batches(
 
     names: list[str] = []
     rows: list[Tensor] = []
-    size = 1
     results = ahead(prepared, images, workers)
     try:
-        for name, result in results:
-            if isinstance(result, Exception):
-                if on_error == "raise" and names:
-                    yield Batch(names, torch.stack(rows))
-                leave_out(name, result, on_error)
+        for result in results:
+            failed = result is not None and isinstance(result[1], Exception)
+            if names and (result is None or len(names) == batch_size or (failed and on_error == "raise")):
+                yield Batch(names, filled(torch.stack(rows), batch_size))
+                names, rows = [], []
+            if result is None:
                 continue
-            names.append(name)
-            rows.append(result)
-            if len(names) == size:
-                yield Batch(names, torch.stack(rows))
-                names, rows, size = [], [], min(2 * size, batch_size)
+            name, found = result
+            if isinstance(found, Exception):
+                leave_out(name, found, on_error)
+            else:
+                names.append(name)
+                rows.append(found)
         if names:
-            yield Batch(names, torch.stack(rows))
+            yield Batch(names, filled(torch.stack(rows), batch_size))
     finally:
         results.close()
+
+
+def filled(rows: Tensor, count: int) -> Tensor:
+    """(count, ...): rows, and the first of them again and again."""
+    return torch.cat([rows, rows[:1].expand(count - len(rows), *rows.shape[1:])])
 
 
 def leave_out(name: str, error: Exception, on_error: OnError) -> None:

@@ -62,7 +62,7 @@ class TaxonDecoder:
 
     @torch.inference_mode()
     def __call__(self, names: Sequence[str], image: Tensor) -> list[Answers]:
-        """The answers for each of b images (b, D)."""
+        """The answers for the b images that have names; image: (B, D), the first b of them theirs."""
         if self.decode == "independent":
             taxa, probability = self._independent(image)
             taxa = np.where(probability >= self.min_prob, taxa, -1)
