@@ -63,10 +63,9 @@ def _taxonomy(options: argparse.Namespace) -> Taxonomy:
         raise ValueError("whose taxa? name a --model or a --taxonomy")
     folder = Path(options.model)
     if not folder.is_dir():
-        from bioclip_hc.evaluation.systems import open_system
-        from bioclip_hc.predictor import home
+        from bioclip_hc.evaluation.systems import system_folder
 
-        folder = home(open_system(options.model))
+        folder = system_folder(options.model)
     if not (folder / "taxonomy.json").is_file():
         raise FileNotFoundError(f"{folder} has no taxonomy.json; name a table of taxa with --taxonomy")
     return Taxonomy.load(folder / "taxonomy.json")

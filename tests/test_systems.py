@@ -23,7 +23,7 @@ from bioclip_hc import model as model_module
 from bioclip_hc.data.prompts import Prompts
 from bioclip_hc.evaluation import systems
 from bioclip_hc.evaluation.published import recipes
-from bioclip_hc.evaluation.systems import open_system
+from bioclip_hc.evaluation.systems import open_system, system_folder
 from bioclip_hc.kernels import rank_topk
 from bioclip_hc.model import HierarchicalCLIP, load
 from bioclip_hc.released import AUTHORS
@@ -415,6 +415,16 @@ def test_a_pinned_row_is_fetched_at_its_commit_without_a_word(hub, key, recwarn)
     newer = open_system(key, revision="f" * 40)
     assert newer.revision == "f" * 40
     assert newer.fingerprint != system.fingerprint
+
+
+def test_the_folder_of_a_system_is_found_without_loading_it(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(systems.System, "load", None)
+    recipe = recipes()["bioclip"]
+    kept = hub(recipe.hub, recipe.revision), hub("a/b")
+    assert (system_folder("bioclip"), system_folder(f"a/b@{COMMIT}")) == kept
+    mine = folder_of(tmp_path / "mine", model__ckpt=pickled({}))
+    for name in (mine, f"bioclip={mine}", mine / "model.ckpt"):
+        assert system_folder(name) == mine
 
 
 def test_an_unpinned_row_says_once_how_to_pin_it(hub, recwarn):

@@ -152,21 +152,38 @@ def open_system(
         FileNotFoundError: no such folder, file or repository.
         ValueError: what is there is not the system that was named, or it cannot be read.
     """
-    key, _, path = str(name).partition("=")
-    recipe = recipes().get(key)
-    if recipe is None:
-        system = System.load(name, revision=revision, device=device)
-    else:
-        pinned = revision if path else revision or recipe.revision or None
-        system = System.load(path or recipe.hub, revision=pinned, device=device)
+    recipe, source, pinned = _located(name, revision)
+    system = System.load(source, revision=pinned, device=device)
+    if recipe is not None:
         if system.model.geometry != recipe.geometry:
             raise ValueError(
-                f"{system.source} is {system.model.geometry}, but {key} is {recipe.geometry}; is it another system?"
+                f"{system.source} is {system.model.geometry}, but {recipe.key} is {recipe.geometry}; is it another "
+                "system?"
             )
         system = replace(system, name=recipe.title, recipe=recipe, prompts=read_prompts(recipe.prompts))
     if prompts is not None:
         system = replace(system, prompts=prompts if isinstance(prompts, Prompts) else read_prompts(prompts))
     return system
+
+
+def system_folder(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a system's files, named as for `open_system`; nothing of it is loaded.
+
+    Raises:
+        FileNotFoundError: no such folder, file or repository.
+    """
+    _, source, pinned = _located(name, revision)
+    path = resolve_folder(source, pinned)
+    return path if path.is_dir() else path.parent
+
+
+def _located(name: str | Path, revision: str | None) -> tuple[Recipe | None, str | Path, str | None]:
+    """The published system that is named, if any; where its files are, and of which commit of the hub."""
+    key, _, path = str(name).partition("=")
+    recipe = recipes().get(key)
+    if recipe is None:
+        return None, name, revision
+    return recipe, path or recipe.hub, revision if path else revision or recipe.revision or None
 
 
 def _is_image(name: str) -> bool:
