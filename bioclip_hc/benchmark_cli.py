@@ -167,13 +167,13 @@ def embedded(
         yield system, contents, found
 
 
-def tell_unread(question: Question, found: Embedded) -> int:
-    """Tell of photographs that cannot be read; the exit code."""
+def tell_unread(system: System, question: Question, found: Embedded) -> int:
+    """Tell of photographs that a system cannot be asked for; the exit code."""
     total = len(question.benchmark.photographs)
     if found.unread:
         first = found.unread[0]
         tell(
-            f"left out {len(found.unread)} of {total} images, which cannot be read; the first: "
+            f"{system.name}: left out {len(found.unread)} of {total} images, which give no embedding; the first: "
             f"{question.benchmark.photographs.name(first.photograph)}: {first.reason}"
         )
     return 1 if found.unread or question.benchmark.left_out else 0

@@ -74,9 +74,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
             runs.append(run)
             extra_rows += stopping_rows(run, stopping, contents)
+            code = max(code, benchmark_cli.tell_unread(system, question, found))
             if not baselines:
                 baselines.append(chance_row(question, found))
-                code = benchmark_cli.tell_unread(question, found)
     if not runs:
         return 0
     title = f"{', '.join(run.name for run in runs)} on {question.benchmark.name}"

@@ -53,8 +53,7 @@ def _few_shot(options: argparse.Namespace) -> int:
         for system, _, embedded in benchmark_cli.embedded(options, world, systems, question):
             if embedded is None:
                 continue
-            if not found:
-                code = benchmark_cli.tell_unread(question, embedded)
+            code = max(code, benchmark_cli.tell_unread(system, question, embedded))
             for shots in options.shots:
                 result = few_shot(
                     embedded.vectors,

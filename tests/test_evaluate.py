@@ -28,7 +28,7 @@ from bioclip_hc.evaluation.images import Embedded, Unread
 from bioclip_hc.evaluation.published import recipes
 from bioclip_hc.evaluation.strata import training_counts
 from bioclip_hc.evaluation.systems import open_system
-from bioclip_hc.model import create_model
+from bioclip_hc.model import HierarchicalCLIP, create_model
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
 COUNT = 26
@@ -83,8 +83,6 @@ def run(capsys, words):
 
 def forward_passes(monkeypatch):
     """Counts the images that any model sees from now on."""
-    from bioclip_hc.model import HierarchicalCLIP
-
     seen = []
     encode = HierarchicalCLIP.encode_image
     monkeypatch.setattr(HierarchicalCLIP, "encode_image", lambda m, images: seen.append(1) or encode(m, images))
@@ -262,7 +260,7 @@ def test_unreadable_images_are_told_counted_and_left_out(capsys, place, tmp_path
     asked[2] = place / "model"
     code, _, err = run(capsys, asked)
     assert code == 1
-    assert f"left out 2 of {COUNT} images" in err
+    assert f"model: left out 2 of {COUNT} images" in err
     assert "3.jpg" in err
 
 
@@ -282,6 +280,20 @@ def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
         == (rows[half, "stopping so that at most 40% are wrong"]["score"]["images"])
     )
     assert "named (wrong of these" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "few-shot"])
+@pytest.mark.parametrize("side", ["visual", "textual"])
+def test_a_model_that_makes_no_finite_numbers_is_refused(capsys, place, monkeypatch, command, side):
+    method = {"visual": "encode_image", "textual": "encode_text"}[side]
+    encode = getattr(HierarchicalCLIP, method)
+    monkeypatch.setattr(HierarchicalCLIP, method, lambda *a, **k: encode(*a, **k) * float("nan"))
+    code, out, err = run(capsys, [command, *words(place)[1:]])
+    if (command, side) == ("few-shot", "textual"):  # no text is asked
+        assert code == 0
+        return
+    assert (code, out) == (2, "")
+    assert "finite" in err
 
 
 def test_thresholds_need_photographs_in_both_halves(capsys, place, tmp_path):

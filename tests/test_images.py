@@ -111,6 +111,46 @@ def test_what_the_cache_says_is_taken(system, photographs, tmp_path):
     assert (found.vectors[[0, 9]] == 7).all()
 
 
+def broken(monkeypatch, system, which):
+    """The model makes no finite numbers of some of each batch."""
+    encode = system.model.encode_image
+
+    def encoded(images):
+        vectors = encode(images).clone()
+        vectors[which, 5] = float("nan")
+        return vectors
+
+    monkeypatch.setattr(system.model, "encode_image", encoded)
+
+
+def test_what_is_not_finite_is_left_out_told_and_not_kept(monkeypatch, system, photographs, tmp_path):
+    contents = contents_of(photographs)
+    whole = embed_photographs(system, photographs, contents, batch_size=4)
+    with monkeypatch.context() as patch:
+        broken(patch, system, [0])
+        found = embed_photographs(system, photographs, contents, kept(tmp_path, system), batch_size=4)
+    assert found.indices.tolist() == [1, 2, 3, 5, 6, 7]
+    assert found.vectors.isfinite().all()
+    assert [photograph for photograph, _ in found.unread] == [0, 4, 8, 9, 10, 11]
+    assert dict(found.unread)[9] == "model makes no finite numbers of it"
+    again = embed_photographs(system, photographs, contents, kept(tmp_path, system), batch_size=4)
+    assert again.computed == 3
+    assert torch.equal(again.vectors, whole.vectors)
+
+
+def test_what_is_not_finite_in_a_cache_is_not_taken(system, photographs, tmp_path):
+    contents = contents_of(photographs)
+    with kept(tmp_path, system) as cache:
+        cache.add(contents.key[:1], np.full((1, 16), np.inf, np.float32))
+    assert embed_photographs(system, photographs, contents, kept(tmp_path, system)).vectors.isfinite().all()
+
+
+def test_a_model_that_makes_nothing_finite_is_an_error(monkeypatch, system, photographs):
+    broken(monkeypatch, system, slice(None))
+    with pytest.raises(ValueError, match=r"model can be asked for none of the 12 images; the first: .*0\.jpg: m"):
+        embed_photographs(system, photographs, contents_of(photographs))
+
+
 def test_workers_change_nothing(system, photographs):
     contents = contents_of(photographs)
     alone = embed_photographs(system, photographs, contents, batch_size=4)

@@ -18,6 +18,7 @@ from bioclip_hc.evaluation.counts import counts_of_model, read_counts
 from bioclip_hc.evaluation.images import Contents, Embedded
 from bioclip_hc.evaluation.metrics import chance
 from bioclip_hc.evaluation.outcome import Outcome, outcome
+from bioclip_hc.evaluation.protocols import finite_rows
 from bioclip_hc.evaluation.published import published_on
 from bioclip_hc.evaluation.question import Question, folder_of, own_taxonomy
 from bioclip_hc.evaluation.rows import Row
@@ -66,11 +67,12 @@ def run_of(
         counts: the training images of each taxon, as `read_counts` takes them; None: what its folder says, if
             anything.
     """
-    if not len(embedded.indices):
-        total = len(question.benchmark.photographs)
-        first = f"; the first: {embedded.unread[0].reason}" if embedded.unread else ""
-        raise ValueError(f"none of the {total} images could be read{first}")
     text = taxa_texts(system, question.taxonomy, cache=texts, tell=tell)
+    if not finite_rows(text).all():
+        raise ValueError(
+            f"{system.name} gives text embeddings that are not finite: its weights are damaged, or were so in "
+            "training; take another model, or an earlier checkpoint"
+        )
     found = outcome(
         embedded.indices,
         embedded.vectors,

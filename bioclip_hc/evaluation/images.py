@@ -25,6 +25,7 @@ from bioclip_hc.data.decode import DecodeError, decode_image
 from bioclip_hc.data.photographs import Photographs
 from bioclip_hc.evaluation.embedding_cache import EmbeddingCache
 from bioclip_hc.evaluation.processes import World
+from bioclip_hc.evaluation.protocols import finite_rows
 from bioclip_hc.evaluation.systems import System
 
 BATCH = 64  # photographs at once
@@ -33,7 +34,7 @@ ALONE = World()
 
 
 class Unread(NamedTuple):
-    """A photograph that is no photograph, and why."""
+    """A photograph without a vector, and why: it is no photograph, or the model makes no finite numbers of it."""
 
     photograph: int
     reason: str
@@ -55,10 +56,10 @@ class Contents:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The vectors of all readable photographs.
+    """The vectors of all photographs that have one.
 
-    indices (n,): which; vectors (n, D) float32; unread: the others; computed: how many distinct photographs the
-    model has seen for it, the cache having had the others.
+    indices (n,): which; vectors (n, D) float32, finite; unread: the others; computed: of how many distinct
+    photographs the model has made vectors for it, the cache having had the others.
     """
 
     indices: np.ndarray
@@ -120,16 +121,20 @@ def embed_photographs(
 
     Args:
         contents: as `contents_of` gives.
-        cache: what is there is not computed, and what is computed is put there batch by batch.
+        cache: what is there is not computed, and what is computed is put there batch by batch, if it is finite.
         batch_size: the shape of every batch.
         workers: processes that decode, of each process; 0: none but itself.
         progress: called with how many photographs all have done so far, or about.
+
+    Raises:
+        ValueError: in the first process, where no photograph has a vector.
     """
     total = len(contents.key)
     found = np.zeros(total, dtype=bool)
     vectors = np.zeros((total, system.model.embed_dim), dtype=np.float32)
     if world.first and cache is not None:
         found, vectors = cache.look_up(contents.key)
+        found &= finite_rows(torch.from_numpy(vectors))
     missing = np.flatnonzero(~world.from_first(found))
     own = missing[world.rank :: world.size]
     failed: list[tuple[int, str]] = []
@@ -162,6 +167,9 @@ def embed_photographs(
         Unread(i, reason[m]) for i, m in enumerate(contents.content.tolist()) if m >= 0 and not found[m]
     ]
     indices = np.flatnonzero(readable)
+    if not len(indices):
+        first = f"; the first: {photographs.name(min(unread).photograph)}: {min(unread).reason}" if unread else ""
+        raise ValueError(f"{system.name} can be asked for none of the {len(photographs)} images{first}")
     return Embedded(indices, torch.from_numpy(vectors[contents.content[indices]]), sorted(unread), computed)
 
 
@@ -180,8 +188,10 @@ def _batches(
             continue
         pixels = torch.stack([found for _, found in good])
         pixels = torch.cat([pixels, pixels[:1].expand(size - len(good), *pixels.shape[1:])])
-        vectors = system.model.encode_image(pixels.to(device)).float().cpu().numpy()[: len(good)]
-        yield np.array([m for m, _ in good], dtype=np.int64), vectors, bad
+        vectors = system.model.encode_image(pixels.to(device)).float().cpu()[: len(good)]
+        which, finite = np.array([m for m, _ in good], dtype=np.int64), finite_rows(vectors)
+        bad += [(m, f"{system.name} makes no finite numbers of it") for m in which[~finite].tolist()]
+        yield which[finite], vectors.numpy()[finite], bad
 
 
 class _Pictures(Dataset):
