@@ -50,14 +50,17 @@ def _few_shot(options: argparse.Namespace) -> int:
     code = 0
     with benchmark_cli.together(options) as world:
         systems, question = benchmark_cli.opened(options, world)
-        for system, _, embedded in benchmark_cli.embedded(options, world, systems, question):
+        for system, contents, embedded in benchmark_cli.embedded(options, world, systems, question):
             if embedded is None:
                 continue
+            once = embedded.indices == contents.first[contents.content[embedded.indices]]
+            if not found and not once.all():
+                benchmark_cli.tell(f"set aside {(~once).sum()} images that are copies of others, byte by byte")
             code = max(code, benchmark_cli.tell_unread(system, question, embedded))
             for shots in options.shots:
                 result = few_shot(
-                    embedded.vectors,
-                    question.truth[embedded.indices],
+                    embedded.vectors[once],
+                    question.truth[embedded.indices[once]],
                     question.taxonomy,
                     shots=shots,
                     seeds=options.seeds,
@@ -71,6 +74,11 @@ def _few_shot(options: argparse.Namespace) -> int:
     if not found:
         return 0
     name = question.benchmark.name
+    if not any((result.classes > 1).any() for _, _, result in found):
+        raise ValueError(
+            f"nothing to tell apart: {name} has no two taxa of {options.rank or 'any rank'} with more than "
+            f"{min(options.shots)} images each; take fewer --shots, or more photographs"
+        )
     print(f"{name}, {options.method}, mean and deviation of {options.seeds} draws (accuracy in %)")
     print("\n".join(_table(found)))
     if options.output:
@@ -89,20 +97,19 @@ def _few_shot(options: argparse.Namespace) -> int:
 
 
 def _table(found: list[tuple[str, int, FewShot]]) -> list[str]:
-    """Lines of a table; ranks at which no system was asked are left out."""
+    """Lines of a table, two for each result; ranks at which no system was asked are left out."""
     ranks = [r for r in range(len(RANKS)) if any(result.classes[r] > 1 for _, _, result in found)]
     heads = [f"{name}, {shots} shot{'s' if shots > 1 else ''}" for name, shots, _ in found]
-    width = max(map(len, ["", *heads]))
-    lines = [" " * width + "".join(RANKS[r].rjust(13) for r in ranks)]
+    told = "  of how many taxa (chance)"
+    width = max(map(len, [told, *heads]))
+    lines = [" " * width + "".join(RANKS[r].rjust(15) for r in ranks)]
     for head, (_, _, result) in zip(heads, found, strict=True):
-        cells = [
-            f"{100 * result.mean[r]:.1f} ±{100 * result.std[r]:.1f}" if result.classes[r] > 1 else "–"
-            for r in ranks
-        ]
-        lines.append(head.ljust(width) + "".join(cell.rjust(13) for cell in cells))
-    classes = {r: {int(result.classes[r]) for _, _, result in found} for r in ranks}
-    said = (f"{RANKS[r]} {' to '.join(map(str, sorted({min(of), max(of)})))}" for r, of in classes.items())
-    return [*lines, f"taxa told apart: {', '.join(said) or 'none has enough images'}"]
+        asked = [(r, result.classes[r] > 1) for r in ranks]
+        accuracy = [f"{100 * result.mean[r]:.1f} ±{100 * result.std[r]:.1f}" if some else "–" for r, some in asked]
+        among = [f"{result.classes[r]} ({100 / result.classes[r]:.1f})" if some else "–" for r, some in asked]
+        for start, cells in ((head, accuracy), (told, among)):
+            lines.append(start.ljust(width) + "".join(cell.rjust(15) for cell in cells))
+    return lines
 
 
 def _row(system: str, shots: int, result: FewShot) -> dict[str, Any]:
@@ -116,5 +123,6 @@ def _row(system: str, shots: int, result: FewShot) -> dict[str, Any]:
         "std": plain(result.std),
         "accuracy": [plain(draw) for draw in result.accuracy],
         "classes": result.classes.tolist(),
+        "chance": [1 / count if count > 1 else None for count in result.classes.tolist()],
         "queries": result.queries.tolist(),
     }

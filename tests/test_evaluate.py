@@ -412,10 +412,31 @@ def test_few_shot(capsys, place, tmp_path):
     assert row["mean"][0] == pytest.approx(np.mean([draw[0] for draw in row["accuracy"]]))
     assert row["std"][0] == pytest.approx(np.std([draw[0] for draw in row["accuracy"]], ddof=1))
     assert f"{100 * row['mean'][0]:.1f} ±{100 * row['std'][0]:.1f}" in out
+    assert row["chance"][0] == 0.5
+    assert [line.split()[5:7] for line in out.splitlines() if "of how many taxa" in line] == [["2", "(50.0)"]] * 2
     code, out, _ = run(capsys, [*asked, "--rank", "order", "--method", "knn"])
     assert code == 0
     assert "order" in out
     assert "kingdom" not in out
+
+
+def test_few_shot_copies_do_not_ask_for_themselves(capsys, place, tmp_path):
+    """Two different pictures of each of three lineages, and two copies of the first ones."""
+    table = tmp_path / "set.csv"
+    rows = [[f"{n}-{i}.jpg", *LINEAGES[n]] for n in range(3) for i in range(4)]
+    for n in range(3):
+        for i, which in enumerate((n, n + 6, n, n)):
+            (tmp_path / f"{n}-{i}.jpg").write_bytes(picture(which))
+    table.write_text("\n".join(",".join(row) for row in (["filepath", *RANKS], *rows)))
+    asked = ["few-shot", "--model", place / "model", "--benchmark", "manifest", "--data", table, "--seeds", "2"]
+    code, _, err = run(capsys, [*asked, "--shots", "1", "--rank", "species", "--output", tmp_path / "out"])
+    assert code == 0
+    assert "set aside 6 images that are copies of others" in err
+    (row,) = json.loads((tmp_path / "out" / "few-shot.json").read_text())["rows"]
+    assert (row["classes"][6], row["queries"][6]) == (3, 3)
+    code, out, err = run(capsys, [*asked, "--shots", "2", "--rank", "species"])
+    assert (code, out) == (2, "")
+    assert "nothing to tell apart: set.csv has no two taxa of species with more than 2 images each" in err
 
 
 # -- mistakes
