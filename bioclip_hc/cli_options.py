@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,3 +66,16 @@ def prompts_of(options: argparse.Namespace) -> Prompts | None:
         return None
     prompts = Prompts() if options.prompts is None else read_prompts(options.prompts)
     return prompts if options.template is None else replace(prompts, templates=tuple(options.template))
+
+
+def output_form(options: argparse.Namespace, forms: Sequence[str], default: str) -> str:
+    """The format that --format names, or else the ending of --output, or else the default.
+
+    Raises:
+        ValueError: a format that needs --output, which was not given.
+    """
+    ending = (options.output or "").rpartition(".")[2].lower()
+    form = options.format or (ending if ending in forms else default)
+    if form in ("npz", "parquet") and not options.output:
+        raise ValueError(f"--format {form} needs --output FILE")
+    return form

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioclip_hc import predict_cli
-from bioclip_hc.cli_options import model_options
+from bioclip_hc.cli_options import model_options, output_form
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def _embed(options: argparse.Namespace) -> int:
     from bioclip_hc.prediction.progress import Progress
     from bioclip_hc.prediction.vectors import make_vector_writer
 
-    form = _format(options)
+    form = output_form(options, FORMATS, "json")
     asked = [bool(options.images or options.listed), options.taxa, options.texts is not None]
     if sum(asked) > 1:
         raise ValueError("images, --taxa and --texts are embedded one at a time")
@@ -62,14 +61,6 @@ def _embed(options: argparse.Namespace) -> int:
     if options.output:
         print(f"{seen} embeddings in {options.output}")
     return predict_cli.ended(progress, seen)
-
-
-def _format(options: argparse.Namespace) -> str:
-    ending = Path(options.output or "").suffix.lower()[1:]
-    form = options.format or (ending if ending in FORMATS else "json")
-    if form in ("npz", "parquet") and not options.output:
-        raise ValueError(f"--format {form} needs --output FILE")
-    return form
 
 
 def _columns(options: argparse.Namespace) -> dict[str, str]:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bioclip_hc.cli_options import output_form
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
     from bioclip_hc.taxonomy import Taxonomy
 
 COLUMNS = {**dict.fromkeys(RANKS, "text"), "common_name": "text", "rank": "text"}
+FORMATS = ("table", "csv", "json", "parquet")
 ROWS_AT_ONCE = 1024
 
 
@@ -31,7 +33,7 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--rank", choices=RANKS, help="only this rank")
     p.add_argument("--below", metavar="NAME", help="only this taxon and those below it: a name, or a whole path")
     p.add_argument("--synonyms", metavar="CSV", help="table (columns synonym, accepted) for --below")
-    p.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="csv", help="default: csv")
+    p.add_argument("--format", choices=FORMATS, help="by default as the output is named, else csv")
     p.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
 
 
@@ -39,12 +41,11 @@ def _list_taxa(options: argparse.Namespace) -> int:
     from bioclip_hc.prediction.output import destination
     from bioclip_hc.prediction.writers import TaxonTable, make_writer
 
-    if options.format == "parquet" and not options.output:
-        raise ValueError("--format parquet needs --output FILE")
+    form = output_form(options, FORMATS, "csv")
     taxonomy = _taxonomy(options)
     taxa = _taxa(options, taxonomy)
     with destination(options.output, keep_part=False) as sink:
-        writer = make_writer(options.format, sink, COLUMNS, TaxonTable)
+        writer = make_writer(form, sink, COLUMNS, TaxonTable)
         for start in range(0, len(taxa), ROWS_AT_ONCE):
             writer.write(_rows(taxonomy, taxa[start : start + ROWS_AT_ONCE]))
         writer.close()

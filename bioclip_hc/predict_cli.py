@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bioclip_hc.cli_options import add_prompt_options, device, model_options, prompts_of
+from bioclip_hc.cli_options import add_prompt_options, device, model_options, output_form, prompts_of
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
     from bioclip_hc.prediction.progress import Progress
     from bioclip_hc.predictor import Predictor
 
+FORMATS = ("table", "csv", "json", "parquet")
 DECODERS = ("independent", "top-down", "path")
 
 
@@ -52,7 +53,7 @@ def add_command(commands: Any) -> None:
         metavar="P",
         help="leave out what is less probable; a path ends above the first of them",
     )
-    p.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table", help="default: table")
+    p.add_argument("--format", choices=FORMATS, help="by default as the output is named, else table")
     p.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
     p.add_argument("--log", metavar="FILE", help="record of model, taxa, options and counts: .json, or lines added")
 
@@ -88,17 +89,26 @@ def checked_images(options: argparse.Namespace) -> None:
 
 
 def files(options: argparse.Namespace) -> Iterator[str]:
-    """The images that were named, each once."""
+    """The images that were named, each once.
+
+    Raises:
+        ValueError: there are none.
+    """
     from bioclip_hc.prediction.inputs import Files, listed_names
 
     found = Files()
     arguments = [name for name in options.images if name != "-"]
     lists = ["-"] if len(arguments) < len(options.images) else []
     lists += [options.listed] if options.listed and options.listed not in lists else []
-    return itertools.chain(
+    names = itertools.chain(
         found.found(arguments),
         *(found.found(listed_names(source, options.null), patterns=False) for source in lists),
     )
+    first = next(names, None)
+    if first is None:
+        raise ValueError("no images: the list is empty")
+    yield first
+    yield from names
 
 
 def total(options: argparse.Namespace) -> int | None:
@@ -140,12 +150,11 @@ def _predict(options: argparse.Namespace) -> int:
     from bioclip_hc.prediction.writers import AnswerTable, make_writer
 
     checked_images(options)
-    if options.format == "parquet" and not options.output:
-        raise ValueError("--format parquet needs --output FILE")
+    form = output_form(options, FORMATS, "table")
     columns = BIN_COLUMNS if options.bins else CLASS_COLUMNS if options.classes else TAXON_COLUMNS
     seen = 0
-    with destination(options.output, keep_part=options.format != "parquet") as sink:
-        writer = make_writer(options.format, sink, columns, AnswerTable)
+    with destination(options.output, keep_part=form != "parquet") as sink:
+        writer = make_writer(form, sink, columns, AnswerTable)
         progress = Progress(sink.terminal, total(options))
         try:
             model = predictor(options, progress)

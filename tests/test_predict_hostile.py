@@ -273,6 +273,9 @@ def test_lists_of_names(run, monkeypatch, odd_names, tmp_path):
     refused(run("predict", "--from", "/dev/zero"), "no list of names")
     refused(run("predict", "--from", "no"), "does not exist")
     refused(run("predict"), "no images")
+    (tmp_path / "none").write_bytes(b"\n\r\n")
+    for words in (["predict"], ["predict", "--workers", "0"], ["embed"]):
+        refused(run(*words, "--from", tmp_path / "none"), "no images: the list is empty")
 
 
 # -- tables and models --------------------------------------------------------------------------------------

@@ -465,6 +465,17 @@ def test_four_formats_say_the_same(run, place, tmp_path):
     assert parquet.read_table(tmp_path / "p.parquet").to_pylist() == lines
 
 
+def test_the_name_of_the_output_says_its_format(run, place, tmp_path):
+    for name, form in {"o.csv": "csv", "o.JSON": "json", "o.txt": "table", "o": "table"}.items():
+        words = ("predict", place / "photos", "--rank", "order")
+        run(*words, "--output", tmp_path / name)
+        assert (tmp_path / name).read_text() == run(*words, "--format", form)
+    run("list-taxa", "--output", tmp_path / "t.json")
+    assert (tmp_path / "t.json").read_text() == run("list-taxa", "--format", "json")
+    run("list-taxa", "--output", tmp_path / "t.csv", "--format", "table")
+    assert (tmp_path / "t.csv").read_text() == run("list-taxa", "--format", "table")
+
+
 def test_an_image_without_an_answer_has_its_line(run, place):
     words = ("predict", place / "photos", "--rank", "species", "--min-prob", "1")
     lines = [json.loads(line) for line in run(*words, "--format", "json").splitlines()]
