@@ -336,6 +336,11 @@ def test_a_subset_leaves_its_taxa_and_what_is_above_and_below(predictor, photos,
                 assert allowed[[p.taxon for p in answers]].all()
 
 
+def test_names_in_bytes_come_back_as_texts(predictor, photos):
+    (found,) = predictor.predict([os.fsencode(photos[0])])
+    assert found.file_name == str(photos[0])
+
+
 def test_a_subset_with_two_columns_of_one_name_is_refused(predictor, tmp_path):
     for head in ("genus,genus", "genus,Genus", "name,name"):
         (tmp_path / "s.csv").write_text(f"{head}\nTurdus,Vulpes\n")

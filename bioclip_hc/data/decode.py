@@ -153,9 +153,17 @@ def _refusing(data: bytes) -> Iterator[None]:
     except DecodeError:
         raise
     except UnidentifiedImageError:
-        raise DecodeError(f"not {', '.join(FORMATS)}; the bytes begin with {data[:16]!r}") from None
+        raise DecodeError(f"not {', '.join(FORMATS)}{_what_else(data)}") from None
     except Exception as error:  # on damaged files Pillow raises anything, from SyntaxError to struct.error
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _what_else(data: bytes) -> str:
+    """What the bytes are, for people."""
+    kind = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}.get(data[:4], "")
+    if data[4:12] in (b"ftypheic", b"ftypmif1"):  # behind the size of the box
+        kind = "HEIC"
+    return f" but {kind}; convert it" if kind else f"; the bytes begin with {data[:16]!r}"
 
 
 def _check_size(width: int, height: int) -> None:

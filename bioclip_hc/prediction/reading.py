@@ -57,7 +57,7 @@ def _batches(
     images: Iterable[ImageLike], preprocess: Any, batch_size: int, workers: int, on_error: OnError
 ) -> Generator[Batch, None, None]:
     def prepared(image: ImageLike) -> tuple[str, Tensor | Exception]:
-        name = "" if isinstance(image, Image.Image) else os.fspath(image)
+        name = "" if isinstance(image, Image.Image) else os.fsdecode(image)
         try:
             return name, preprocess(_opened(image))
         except (ValueError, OSError) as error:  # DecodeError is a ValueError
@@ -114,4 +114,4 @@ def reason(error: Exception) -> str:
 def _opened(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         return as_photograph(image)
-    return Image.fromarray(Photograph(picture_bytes(os.fspath(image))).pixels())
+    return Image.fromarray(Photograph(picture_bytes(os.fsdecode(image))).pixels())
