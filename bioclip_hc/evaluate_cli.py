@@ -50,13 +50,14 @@ def add_command(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from bioclip_hc.evaluation.comparison import Stopping, chance_row, run_of, stopping_rows
+    from bioclip_hc.evaluation.comparison import Stopping, chance_row, notes_of, run_of, stopping_rows, system_facts
     from bioclip_hc.evaluation.study import report_of
 
     stopping = Stopping(options.abstain, options.max_risk)
     runs: list[Run] = []
     extra_rows: list[Row] = []
     baselines: list[Row] = []
+    notes: list[str] = []
     code = 0
     with benchmark_cli.together(options) as world:
         systems, question = benchmark_cli.opened(options, world)
@@ -77,11 +78,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             code = max(code, benchmark_cli.tell_unread(system, question, found))
             if not baselines:
                 baselines.append(chance_row(question, found))
+                notes = notes_of(question, found)
     if not runs:
         return 0
     title = f"{', '.join(run.name for run in runs)} on {question.benchmark.name}"
     report = report_of(title, runs, baselines=baselines, clades=options.clade)
-    report = replace(report, rows=[*report.rows, *extra_rows])
+    rows = [*report.rows, *extra_rows]
+    report = replace(report, rows=rows, notes=notes, systems=[system_facts(system) for system in systems])
     print(report.table())
     print(f"\ncandidates: {question.candidates}, {question.taxonomy.size}")
     for row in extra_rows:

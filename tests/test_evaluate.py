@@ -264,6 +264,30 @@ def test_unreadable_images_are_told_counted_and_left_out(capsys, place, tmp_path
     assert "3.jpg" in err
 
 
+def test_a_report_says_what_was_left_out_and_what_was_run_and_not_where_it_lay(capsys, place, tmp_path):
+    write_manifest(tmp_path / "set", broken=(3, 7))
+    with (tmp_path / "set" / "set.csv").open("a") as file:
+        file.write(",".join(["gone.jpg", *LINEAGES[0]]) + "\n")
+    asked = words(tmp_path, "--output", tmp_path / "out", "--template", "a {}", "--template", "the {}")
+    asked[2] = str(place / "model")
+    run(capsys, asked)
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    notes = content["notes"]
+    assert notes[0].startswith(f"set.csv: {COUNT - 2} photographs; candidates: the benchmark's own taxa, ")
+    assert any(note.startswith("left out 1: no file") and "set.csv, line 28" in note for note in notes)
+    assert any(note.startswith(f"cannot be read, 2 of {COUNT}: ") and note.endswith(" 3.jpg") for note in notes)
+    (system,) = content["systems"]
+    assert system["prompts"]["templates"] == ["a {}", "the {}"]
+    assert (system["source"], system["geometry"]) == ("model", "lorentz")
+    answers = next(row for row in content["rows"] if row["protocol"])
+    assert system["image_fingerprint"][:12] in answers["extra"]["fingerprints"]
+    for name in ("report.json", "report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "cannot be read, 2 of" in text
+        assert str(tmp_path) not in text
+        assert str(place) not in text
+
+
 def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
     code, out, _ = run(capsys, words(place, "--abstain", "0.5", "--max-risk", "0.4", "--output", tmp_path / "out"))
     assert code == 0

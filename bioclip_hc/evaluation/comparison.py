@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bioclip_hc.data.prompts import read_prompts
+from bioclip_hc.data.quarantine import BadSample, count_causes
 from bioclip_hc.evaluation.abstention import certified_thresholds, stopped
 from bioclip_hc.evaluation.counts import counts_of_model, read_counts
 from bioclip_hc.evaluation.images import Contents, Embedded
@@ -83,7 +85,7 @@ def run_of(
         **system.space,
     )
     figures, differs = published_beside(system, question, embedded)
-    extra = {"asked in": str(system.prompts), "candidates": question.candidates}
+    extra = {"asked in": str(system.prompts), "candidates": question.candidates, **what_was_run(system)}
     if differs:
         extra["published figures"] = f"are not set beside these: {differs}"
         tell(f"published figures of {system.name} are not set beside its own: {differs}")
@@ -117,6 +119,42 @@ def published_beside(
     }
     found = "; ".join(what for what, so in differences.items() if so)
     return ({}, found) if found else (figures, "")
+
+
+def what_was_run(system: System) -> dict[str, str]:
+    """Space, commit and weights of a system, for a table; `system_facts` has them in full."""
+    facts = system.to_dict()
+    space = f"{facts['geometry']}, scale {facts['scale']:.4g}"
+    curved = f", curvature {-facts['curv']:.4g}" if facts["geometry"] == "lorentz" else ""
+    return {
+        "space": space + curved,
+        **({"commit": system.revision} if system.revision else {}),
+        "fingerprints": f"image {facts['image_fingerprint'][:12]}, text {facts['text_fingerprint'][:12]}",
+    }
+
+
+def system_facts(system: System) -> dict[str, Any]:
+    """What belongs with every result of a system, less the folders that it lies in."""
+    facts = system.to_dict()
+    return facts if system.revision else {**facts, "source": without_folders(str(Path(facts["source"]).absolute()))}
+
+
+def notes_of(question: Question, embedded: Embedded) -> list[str]:
+    """What whoever reads the figures should know, a sentence each, less the folders that files lie in."""
+    name, total = question.benchmark.photographs.name, len(question.benchmark.photographs)
+    causes = count_causes(BadSample(name(i), "", reason) for i, reason in embedded.unread)
+    said = [
+        f"{question.benchmark.name}: {len(embedded.indices):,} photographs; candidates: {question.candidates}, "
+        f"{question.taxonomy.size:,}",
+        *question.lines(),
+        *(f"cannot be read, {count} of {total:,}: {why}; the first: {first}" for count, why, first in causes),
+    ]
+    return [without_folders(line) for line in said]
+
+
+def without_folders(text: str) -> str:
+    """A text with names of files in place of their absolute paths: a report travels, where they lay need not."""
+    return re.sub(r"(?<![\w/.:])/(?:[^/\n;,]+/)+", "", text)
 
 
 def _counts(system: System, question: Question, source: str | None) -> np.ndarray | None:

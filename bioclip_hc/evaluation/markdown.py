@@ -37,7 +37,8 @@ NOTE = (
 
 def markdown(report: Report) -> str:
     """The whole report."""
-    parts = [f"# {escaped(report.title)}", NOTE if report.rows else ""]
+    notes = "\n".join(f"- {escaped(note, 500)}" for note in report.notes)
+    parts = [f"# {escaped(report.title)}", notes, NOTE if report.rows else ""]
     for group in report.groups():
         table = main_table(group)
         parts += [f"## {escaped(table.title)}", _table(table)]
@@ -50,10 +51,10 @@ def markdown(report: Report) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, longest: int = LONGEST) -> str:
     """A text of the data, on one line, that is shown as it is."""
     plain = printable(text)
-    return MARKUP.sub(r"\\\1", plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…")
+    return MARKUP.sub(r"\\\1", plain if len(plain) <= longest else plain[: longest - 1] + "…")
 
 
 def _table(table: Table) -> str:

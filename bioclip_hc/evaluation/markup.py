@@ -80,6 +80,12 @@ def _cell(cell: Cell) -> str:
     return f"{text}<small>{cell.interval}</small>" if cell.interval else text
 
 
+def items(texts: Iterable[str]) -> str:
+    """A list of sentences of plain text, or nothing."""
+    inside = "".join(f"<li>{name(text, 500)}</li>" for text in texts)
+    return f'<ul class="note">{inside}</ul>' if inside else ""
+
+
 def listing(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> str:
     """A table of texts; heads and title are plain text, cells HTML, the first of a row its head."""
     lines = []

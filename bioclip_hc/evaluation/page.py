@@ -57,7 +57,11 @@ def page(report: Report) -> str:
     baselines = [n for n in dict.fromkeys(r.name for r in report.rows if not r.protocol) if n not in names]
     look = plots.styles(names, baselines)
     sections = {
-        "Results": [NOTE + markup.folded("What the further measures mean", FURTHER_NOTE), *map(_results, groups)]
+        "Results": [
+            markup.items(report.notes),
+            NOTE + markup.folded("What the further measures mean", FURTHER_NOTE),
+            *map(_results, groups),
+        ]
         if groups
         else [],
         "Head, tail and unseen taxa": _strata(groups),

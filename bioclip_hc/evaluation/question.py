@@ -72,7 +72,7 @@ def asked(
     """
     taxonomy: Taxonomy | None = None
     if table is not None:
-        taxonomy, candidates = Taxonomy.read(table), f"the taxa of {table}"
+        taxonomy, candidates = Taxonomy.read(table), f"the taxa of {Path(table).name}"
     elif kind is None:
         taxonomy, candidates = _common(systems), "the taxa that the model was trained on"
     else:

@@ -43,6 +43,8 @@ class Report:
             name; None where the rank was absent) and lr. Other records of a log are passed over.
         embeddings: the models to draw.
         findings: what else is known of a system on a split. `study.report_of` makes a whole report.
+        notes: what whoever reads the figures should know, a sentence each: what was left out, what is partial.
+        systems: what was run, as JSON types; `System.to_dict` says it.
     """
 
     title: str
@@ -50,9 +52,11 @@ class Report:
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     embeddings: Sequence[Embedding] = ()
     findings: Sequence[Findings] = ()
+    notes: Sequence[str] = ()
+    systems: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Title, rows and findings as plain JSON types; docs/evaluation.md names the keys."""
+        """Title, notes, systems, rows and findings as plain JSON types; docs/evaluation.md names the keys."""
         rows = [
             {
                 "name": row.name,
@@ -65,7 +69,15 @@ class Report:
             for row in self.rows
         ]
         findings = [found.to_dict() for found in self.findings]
-        return {"format": FORMAT, "title": self.title, "ranks": list(RANKS), "rows": rows, "findings": findings}
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "notes": list(self.notes),
+            "systems": [dict(system) for system in self.systems],
+            "ranks": list(RANKS),
+            "rows": rows,
+            "findings": findings,
+        }
 
     def to_json(self, path: str | Path) -> None:
         """Write what `to_dict` gives; the training log is a file of its own."""

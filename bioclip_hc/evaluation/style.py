@@ -15,6 +15,7 @@ a{color:var(--series-0)}
 .card figcaption{color:var(--ink)}
 .card .faint{color:var(--muted)}
 .note,figcaption,details>p{font-size:.85rem;max-width:60rem}
+ul.note{padding-left:1.1rem;overflow-wrap:anywhere}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.88rem;width:100%;margin:1rem 0 .6rem}
 caption{text-align:left;font-weight:600;font-size:1rem;padding:.2rem 0 .3rem;overflow-wrap:anywhere}
 th,td{padding:.3rem .4rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--faint)}
