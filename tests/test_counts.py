@@ -37,6 +37,12 @@ def test_a_table(taxonomy, expected, tmp_path):
     assert expected[aves] == 4 + 0 + 7
 
 
+def test_a_table_with_cls_beside_class_and_words_for_no_name(taxonomy, expected, tmp_path):
+    header = (*("cls" if rank == "class" else rank for rank in RANKS), "images", "class")
+    rows = [(*(name or "NA" for name in names), n, "a picture") for names, n in zip(LINEAGES, NUMBERS, strict=True)]
+    assert read_counts(table(tmp_path / "t.csv", header, rows), taxonomy).tolist() == expected.tolist()
+
+
 def test_shards(taxonomy, tmp_path):
     shards = write_pictures(tmp_path / "s", 20)
     found = read_counts(shards, taxonomy)
