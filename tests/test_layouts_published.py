@@ -327,6 +327,15 @@ def test_pictures_are_found_by_any_of_their_ids(tmp_path):
     assert "no picture of the id '20000011_45000001'" in reasons(benchmark)[0]
 
 
+def test_pictures_inside_a_table_are_refused_with_the_fix(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {name: [row[name] for row in rare(tmp_path)] for name in ("rarespecies_id", "genus", "species")}
+    columns["image"] = [{"bytes": b"x", "path": None}] * len(columns["genus"])
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="pictures inside a table are not read; write each to a file"):
+        open_benchmark("rare-species", tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_ids_that_pandas_made_fractions_are_ids(tmp_path, kind):
     rows = [row | {key: f"{row[key]}.0" for key in ("eol_content_id", "eol_page_id")} for row in rare(tmp_path)]

@@ -21,7 +21,7 @@ from bioclip_hc.data.sample import IMAGE_EXTENSIONS, PathLike
 from bioclip_hc.evaluation.layouts.base import Benchmark, LeftOut, Published
 from bioclip_hc.evaluation.layouts.inside import Inside
 from bioclip_hc.evaluation.layouts.rows import NameColumns
-from bioclip_hc.evaluation.layouts.tables import Table, open_table
+from bioclip_hc.evaluation.layouts.tables import PARQUET, Table, kind_of, open_table
 from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy
 
 PUBLISHED = Published(11_983, 400)  # the dataset card
@@ -57,6 +57,11 @@ def read(data: PathLike, *, images: PathLike | None = None, allow_outside: bool 
     left_out: list[LeftOut] = []
     taken: set[str] = set()
     with open_table(catalogue) as table:
+        if kind_of(catalogue) in PARQUET and table.place(("image",)) is not None:
+            raise ValueError(
+                f"{catalogue}: pictures inside a table are not read; write each to a file named by its "
+                "rarespecies_id, and leave the column 'image' out"
+            )
         finder = _Finder(table, inside, left_out)
         names = NameColumns(table)
         width = len(finder.used)
