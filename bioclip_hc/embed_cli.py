@@ -30,6 +30,7 @@ def add_command(commands: Any) -> None:
     p.add_argument(
         "--texts", metavar="FILE|A,B,C", help="embed these names or words, as predict --classes takes them"
     )
+    p.add_argument("--as-words", action="store_true", help="embed texts in these very words, never as taxa")
     p.add_argument("--format", choices=FORMATS, help="by default as the output is named, else json")
     p.add_argument("--output", metavar="FILE", help="by default standard output, for csv and json")
 
@@ -43,6 +44,7 @@ def _embed(options: argparse.Namespace) -> int:
     asked = [bool(options.images or options.listed), options.taxa, options.texts is not None]
     if sum(asked) > 1:
         raise ValueError("images, --taxa and --texts are embedded one at a time")
+    predict_cli.check_names(options, options.texts, None, "--texts")
     if not any(asked[1:]):
         predict_cli.checked_images(options)
     seen = 0
@@ -77,7 +79,7 @@ def _rows(options: argparse.Namespace, progress: Progress) -> Iterator[dict[str,
             names = dict(zip(RANKS, taxonomy.lineage_names(t), strict=True))
             yield {**names, "rank": RANKS[int(taxonomy.rank[t])], "embedding": vector}
     elif options.texts is not None:
-        classes = predictor.classes(options.texts, None)
+        classes = predictor.classes(options.texts, None, options.as_words)
         text = predictor.embed_classes(classes)
         yield from _named(zip(classes.names, text.cpu().numpy(), strict=True), "text")
     else:

@@ -42,6 +42,8 @@ def _list_taxa(options: argparse.Namespace) -> int:
     from bioclip_hc.prediction.writers import TaxonTable, make_writer
 
     form = output_form(options, FORMATS, "csv")
+    if options.synonyms and not options.below:
+        raise ValueError("--synonyms are of the name of --below, which was not given; leave it out")
     taxonomy = _taxonomy(options)
     taxa = _taxa(options, taxonomy)
     with destination(options.output, keep_part=False) as sink:

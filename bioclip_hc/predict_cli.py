@@ -39,6 +39,7 @@ def add_command(commands: Any) -> None:
         help="only these classes: a file with one a line, or names with commas; taxa, or any words",
     )
     what.add_argument("--bins", metavar="CSV", help="table of classes and bins: answered are bins, with their sums")
+    what.add_argument("--as-words", action="store_true", help="ask for classes in these very words, never as taxa")
     p.add_argument("--k", type=int, help="answers per rank (default 1), or per image of classes and bins (all)")
     p.add_argument(
         "--decode",
@@ -86,6 +87,14 @@ def checked_images(options: argparse.Namespace) -> None:
     if options.listed not in (None, "-") and not os.path.exists(options.listed):
         raise FileNotFoundError(f"list of images {options.listed} does not exist")
     check_arguments(name for name in options.images if name != "-")
+
+
+def check_names(options: argparse.Namespace, words: str | None, others: str | None, which: str) -> None:
+    """Raise ValueError for --synonyms or --as-words where there are no names that they could be of."""
+    if options.as_words and not words:
+        raise ValueError("--as-words says how classes are taken, and there are none")
+    if options.synonyms and (options.as_words or not (words or others)):
+        raise ValueError(f"--synonyms are of the names of {which}, and none is looked up; leave it out")
 
 
 def files(options: argparse.Namespace) -> Iterator[str]:
@@ -150,6 +159,7 @@ def _predict(options: argparse.Namespace) -> int:
     from bioclip_hc.prediction.writers import AnswerTable, make_writer
 
     checked_images(options)
+    check_names(options, options.classes or options.bins, options.subset, "--classes, --bins or --subset")
     form = output_form(options, FORMATS, "table")
     columns = BIN_COLUMNS if options.bins else CLASS_COLUMNS if options.classes else TAXON_COLUMNS
     seen = 0
@@ -167,6 +177,7 @@ def _predict(options: argparse.Namespace) -> int:
                 subset=options.subset,
                 classes=options.classes,
                 bins=options.bins,
+                as_words=options.as_words,
                 batch_size=options.batch_size,
                 workers=options.workers,
                 on_error=progress.leave_out,

@@ -72,7 +72,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: a model or table that cannot be read.
+        ValueError: a model or table that cannot be read; a revision of what is on no hub.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class Predictor:
         cache: bool | str | Path = True,
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
+        if revision is not None and (isinstance(model, System) or _is_here(str(model))):
+            raise ValueError(f"revision {revision!r} is of a hub repository, which {model} is not; leave it out")
         self._taxonomy = read_taxonomy(Path(), taxonomy) if taxonomy is not None else None
         self.system = (
             model
@@ -130,6 +132,7 @@ class Predictor:
         subset: str | Path | np.ndarray | Sequence[bool] | None = None,
         classes: str | Path | Sequence[str] | None = None,
         bins: str | Path | None = None,
+        as_words: bool = False,
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: OnError = "raise",
@@ -150,6 +153,7 @@ class Predictor:
             classes: the user's own classes in place of the taxa: a file with one a line, a text with commas, or
                 a list. Names that the taxonomy knows are taxa, others free words.
             bins: a table of classes and bins; answered are bins, with the sums of their classes.
+            as_words: classes are words, also those that the taxonomy knows.
             batch_size: images at once on the device, by default 64, on a CPU 4; fewer cost as much, for every batch
                 is computed in this shape.
             workers: threads that decode; by default one for each core; 0: this one, which waits for whole batches.
@@ -167,7 +171,14 @@ class Predictor:
             TypeError: no images.
         """
         decoder = self.decoder(
-            rank=rank, k=k, decode=decode, min_prob=min_prob, subset=subset, classes=classes, bins=bins
+            rank=rank,
+            k=k,
+            decode=decode,
+            min_prob=min_prob,
+            subset=subset,
+            classes=classes,
+            bins=bins,
+            as_words=as_words,
         )
         return self._answers(self._encoded(images, batch_size, workers, on_error), decoder)
 
@@ -192,11 +203,14 @@ class Predictor:
         subset: str | Path | np.ndarray | Sequence[bool] | None = None,
         classes: str | Path | Sequence[str] | None = None,
         bins: str | Path | None = None,
+        as_words: bool = False,
     ) -> Decoder:
         """What turns image embeddings into answers; arguments and errors as in `predict`."""
         check_options(1 if k is None else k, decode, min_prob)
         ranks = range(len(RANKS)) if rank is None else [rank_index(rank)]
         if classes is None and bins is None:
+            if as_words:
+                raise ValueError("as_words is of classes and bins, of which there are none")
             candidates = None if subset is None else self.candidates(subset)
             return TaxonDecoder(
                 self.taxonomy,
@@ -212,7 +226,7 @@ class Predictor:
             raise ValueError("classes, bins and rank or subset exclude each other: they say what may be answered")
         if decode != "independent":
             raise ValueError(f"decode={decode!r} follows the tree, in which classes and bins have no place")
-        found = self.classes(classes, bins)
+        found = self.classes(classes, bins, as_words)
         text = self.embed_classes(found)
         return ClassDecoder(found, self.known_taxonomy, text, self.system.space, k=k, min_prob=min_prob)
 
@@ -222,9 +236,11 @@ class Predictor:
             return as_candidates(subset, self.taxonomy.size)
         return read_subset(subset, self.names, self.tell)
 
-    def classes(self, classes: str | Path | Sequence[str] | None, bins: str | Path | None) -> Classes:
-        """The user's classes, or bins of them, looked up."""
-        names = self.names if self.known_taxonomy else None
+    def classes(
+        self, classes: str | Path | Sequence[str] | None, bins: str | Path | None, as_words: bool = False
+    ) -> Classes:
+        """The user's classes, or bins of them, looked up, or taken as words."""
+        names = self.names if self.known_taxonomy and not as_words else None
         if bins is not None:
             return resolve_bins(read_bins(bins, self.tell), names, self.tell)
         return resolve_classes(read_classes(classes or []), names, self.tell)
@@ -311,6 +327,11 @@ def each(images: Images) -> Iterable[ImageLike]:
     if isinstance(images, Iterable):
         return images
     raise TypeError(f"images must be a file, a PIL image, or several of them, got {type(images).__name__}")
+
+
+def _is_here(name: str) -> bool:
+    """Whether a model's name is a path, or KEY=PATH."""
+    return os.path.exists(name) or os.path.exists(name.partition("=")[2])
 
 
 def home(system: System) -> Path:

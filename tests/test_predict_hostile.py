@@ -459,6 +459,12 @@ OPTIONS = {
     "--workers=-1": "workers at least 0",
     "--classes no/such.txt": "no/such.txt does not exist",
     "--classes ,": "names no class",
+    "--classes cat/dog": "cat/dog does not exist; if this is a class itself, put a comma behind it",
+    "--classes Oenanthe": "ambiguous.*--as-words",
+    "--as-words": "there are none",
+    "--synonyms SUBSET": "none is looked up",
+    "--synonyms SUBSET --classes a --as-words": "none is looked up",
+    "--revision abc": "revision 'abc' is of a hub repository",
     "--bins no.csv": "no.csv does not exist",
     "--subset no.csv": "no.csv does not exist",
     "--taxonomy no.csv": "no.csv does not exist",
@@ -476,6 +482,18 @@ def test_options_that_cannot_be(run, place, tmp_path, words):
     (tmp_path / "s.csv").write_text("genus\nTurdus\n")
     known = {"BINS": tmp_path / "b.csv", "SUBSET": tmp_path / "s.csv"}
     refused(run("predict", place / "photo.jpg", *(known.get(w, w) for w in words.split())), OPTIONS[words])
+
+
+def test_what_does_nothing_elsewhere_is_refused_too(run, place, tmp_path):
+    (tmp_path / "s.csv").write_text("synonym,accepted\na,Turdus merula\n")
+    synonyms = ("--synonyms", tmp_path / "s.csv")
+    refused(run("list-taxa", *synonyms), "of the name of --below")
+    refused(run("embed", "--taxa", *synonyms), "none is looked up")
+    refused(run("embed", place / "photo.jpg", "--as-words"), "there are none")
+    with pytest.raises(ValueError, match="as_words is of classes"):
+        Predictor(place / "model").predict([], as_words=True)
+    with pytest.raises(ValueError, match="revision 'main'"):
+        Predictor(opened(place / "model"), revision="main")
 
 
 def test_a_model_that_knows_no_taxon_takes_free_words_only(run, place):

@@ -398,6 +398,28 @@ def test_classes_are_taxa_or_words(predictor, photos, told):
     assert taxonomy.size == predictor.taxonomy.size
 
 
+def test_classes_are_asked_for_in_the_users_own_words(predictor, photos, place, run, told, monkeypatch):
+    names = ["Aves", "blackbird", "Turdus merula"]
+    texts = predictor.system.tokenizer([f"an image of {name}" for name in names])
+    with torch.no_grad():
+        expected = scores(predictor, photos, predictor.model.encode_text(texts))[1].softmax(1)
+    for row, answers in zip(expected, predictor.predict(photos, classes=names, as_words=True), strict=True):
+        by_name = {p.classification: p.probability for p in answers}
+        assert by_name == pytest.approx(dict(zip(names, row.tolist(), strict=True)), abs=1e-5)
+        assert all(p.rank == "" and p.taxon == -1 for p in answers)
+    assert not told
+    line = json.loads(run("predict", photos[0], "--classes", "cat/dog,", "--format", "json"))
+    assert (line["classification"], line["score"]) == ("cat/dog", 1)
+    out = run("predict", photos[0], "--classes", ",".join(names), "--as-words", "--format", "json")
+    assert {json.loads(line)["rank"] for line in out.splitlines()} == {""}
+    (embedded,) = run("embed", "--texts", "Aves,", "--as-words").splitlines()
+    np.testing.assert_allclose(
+        json.loads(embedded)["embedding"],
+        predictor.embed_classes(predictor.classes(["Aves"], None, as_words=True))[0],
+        atol=1e-6,
+    )
+
+
 def test_bins_are_sums_of_their_classes(predictor, photos, tmp_path):
     (tmp_path / "b.csv").write_text("class,bin\nTurdus,bird\nRosa canina,plant\nCorvus corax,bird\na stone,none\n")
     single = list(predictor.predict(photos, classes=["Turdus", "Rosa canina", "Corvus corax", "a stone"]))

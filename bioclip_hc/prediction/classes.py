@@ -53,7 +53,9 @@ def read_classes(given: str | os.PathLike[str] | Iterable[str]) -> list[tuple[st
     elif os.path.exists(given):
         rows = [(f"{given}, line {i}", line) for i, line in enumerate(_lines(Path(given)), 1)]
     elif not isinstance(given, str) or ("," not in given and (os.sep in given or given.endswith((".txt", ".csv")))):
-        raise FileNotFoundError(f"file of classes {given} does not exist")
+        raise FileNotFoundError(
+            f"file of classes {given} does not exist; if this is a class itself, put a comma behind it"
+        )
     else:
         rows = [(f"class {i}", name) for i, name in enumerate(given.split(","), 1)]
     rows = [(where, " ".join(name.split())) for where, name in rows]
@@ -154,13 +156,15 @@ def _resolved(
         more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ValueError(
             f"{len(wrong)} classes cannot be used; write a whole path, kingdom to species, where a name is "
-            "ambiguous:\n  " + "\n  ".join(wrong[:SHOWN]) + more
+            "ambiguous, or ask in these very words (--as-words, as_words=True):\n  "
+            + "\n  ".join(wrong[:SHOWN])
+            + more
         )
     free = [name for key, (_, name, _) in first.items() if isinstance(key, str)]
     ways.pop("", None)
     if ways:
         tell(f"classes: {sum(ways.values())} taxa ({', '.join(f'{n} {way}' for way, n in ways.items())})")
-    if free:
+    if free and names:
         shown = ", ".join(map(short, free[:SHOWN])) + (", ..." if len(free) > SHOWN else "")
         tell(f"classes: {len(free)} of free words, for the taxonomy does not know them: {shown}")
     if again:
