@@ -100,10 +100,15 @@ def opened(options: argparse.Namespace, world: World) -> tuple[list[System], Que
     """The systems and what they are asked."""
     from bioclip_hc.cli_options import device
     from bioclip_hc.evaluation.comparison import distinct_names
+    from bioclip_hc.evaluation.layouts.tables import SUFFIXES, kind_of
     from bioclip_hc.evaluation.processes import own_device
     from bioclip_hc.evaluation.question import asked
     from bioclip_hc.evaluation.systems import open_system
 
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {options.workers}")
+    if options.benchmark is None and kind_of(Path(options.data)) in SUFFIXES:
+        raise ValueError(f"--data {options.data} is a table, and no shards; add --benchmark manifest, or its kind")
     make_output(options.output if world.first else None)
     where = device(own_device(options.device, world))
     prompts = prompts_of(options)
@@ -195,6 +200,8 @@ def make_output(folder: str | None) -> None:
 
     if folder is None:
         return
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"--output {folder} is a file; name a folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--output {folder} cannot be written")

@@ -49,11 +49,17 @@ def add_command(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from dataclasses import replace
+    from importlib.util import find_spec
 
     from bioclip_hc.evaluation.comparison import Stopping, chance_row, notes_of, run_of, stopping_rows, system_facts
+    from bioclip_hc.evaluation.confusion import find_taxon
+    from bioclip_hc.evaluation.counts import read_counts
     from bioclip_hc.evaluation.study import report_of
 
     stopping = Stopping(options.abstain, options.max_risk)
+    if options.output and options.predictions == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("--predictions parquet needs pyarrow: pip install 'bioclip_hc[parquet]'; or take csv")
+    counts = None
     runs: list[Run] = []
     extra_rows: list[Row] = []
     baselines: list[Row] = []
@@ -61,6 +67,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     code = 0
     with benchmark_cli.together(options) as world:
         systems, question = benchmark_cli.opened(options, world)
+        for clade in options.clade:
+            find_taxon(clade, question.taxonomy)
+        if options.training_counts and world.first:
+            counts = read_counts(options.training_counts, question.taxonomy)
         for system, contents, found in benchmark_cli.embedded(options, world, systems, question):
             if found is None:
                 continue
@@ -70,7 +80,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 found,
                 stopping=stopping,
                 texts=benchmark_cli.text_cache(options),
-                counts=options.training_counts,
+                counts=counts,
                 tell=benchmark_cli.tell,
             )
             runs.append(run)

@@ -14,7 +14,11 @@ from bioclip_hc import benchmark_cli
 from bioclip_hc.taxonomy import RANKS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bioclip_hc.evaluation.question import Question
     from bioclip_hc.evaluation.shots import FewShot
+    from bioclip_hc.evaluation.systems import System
 
 METHODS = ("centroid", "tangent", "cosine", "knn")
 
@@ -44,12 +48,32 @@ def add_command(commands: Any) -> None:
 
 
 def _few_shot(options: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
     from bioclip_hc.evaluation.shots import few_shot
+
+    def ask(system: System, question: Question, vectors: Tensor, photographs: np.ndarray, shots: int) -> FewShot:
+        return few_shot(
+            vectors,
+            question.truth[photographs],
+            question.taxonomy,
+            shots=shots,
+            seeds=options.seeds,
+            method=options.method,
+            neighbours=options.neighbours,
+            geometry=system.space["geometry"],
+            curv=system.space["curv"],
+            rank=options.rank,
+        )
 
     found: list[tuple[str, int, FewShot]] = []
     code = 0
     with benchmark_cli.together(options) as world:
         systems, question = benchmark_cli.opened(options, world)
+        for system in systems:
+            for shots in options.shots:  # of no photographs, for what is wrong with the options
+                ask(system, question, torch.zeros(0, system.model.embed_dim), np.empty(0, np.int64), shots)
         for system, contents, embedded in benchmark_cli.embedded(options, world, systems, question):
             if embedded is None:
                 continue
@@ -58,18 +82,7 @@ def _few_shot(options: argparse.Namespace) -> int:
                 benchmark_cli.tell(f"set aside {(~once).sum()} images that are copies of others, byte by byte")
             code = max(code, benchmark_cli.tell_unread(system, question, embedded))
             for shots in options.shots:
-                result = few_shot(
-                    embedded.vectors[once],
-                    question.truth[embedded.indices[once]],
-                    question.taxonomy,
-                    shots=shots,
-                    seeds=options.seeds,
-                    method=options.method,
-                    neighbours=options.neighbours,
-                    geometry=system.space["geometry"],
-                    curv=system.space["curv"],
-                    rank=options.rank,
-                )
+                result = ask(system, question, embedded.vectors[once], embedded.indices[once], shots)
                 found.append((system.name, shots, result))
     if not found:
         return 0

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -474,17 +475,48 @@ def test_few_shot_copies_do_not_ask_for_themselves(capsys, place, tmp_path):
         (["--processes", "0"], "--processes must be at least 1"),
         (["--training-counts", "nowhere.csv"], "nowhere.csv"),
         (["--taxonomy", "nowhere.csv"], "nowhere.csv"),
-        (["--output", "FILE"], "tiny.json"),
+        (["--output", "FILE"], "tiny.json is a file; name a folder"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
+        (["--predictions", "parquet", "--output", "OUT"], "--predictions parquet needs pyarrow"),
         (["--split", "val"], "takes no option 'split'"),
         (["--model", "nowhere"], "nowhere"),
         (["--clade", "Dragons"], "Dragons"),
         (["--prompts", "nonsense"], "nonsense"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(capsys, place, more, message):
-    known = {"FILE": place / "tiny.json"}
-    code, _, err = run(capsys, words(place, *(known.get(word, word) for word in more)))
-    assert code == 2
+def test_mistakes_are_one_line_and_code_2(capsys, place, tmp_path, monkeypatch, more, message):
+    known = {"FILE": place / "tiny.json", "OUT": tmp_path / "out"}
+    is_refused(capsys, monkeypatch, words(place, *(known.get(word, word) for word in more)), message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--shots", "1", "0"], "shots must be at least 1, got 0"),
+        (["--seeds", "0"], "seeds must name one draw or more"),
+        (["--method", "knn", "--neighbours", "0"], "neighbours must be at least 1, got 0"),
+        (["--method", "tangent", "--model", "EUCLIDEAN"], "method 'tangent' needs geometry 'lorentz'"),
+    ],
+)
+def test_mistakes_of_few_shot(capsys, place, tmp_path, monkeypatch, more, message):
+    create_model(place / "tiny.json", geometry="euclidean").save_pretrained(tmp_path / "euclidean")
+    more = [str(tmp_path / "euclidean") if word == "EUCLIDEAN" else word for word in more]
+    is_refused(capsys, monkeypatch, ["few-shot", *words(place)[1:], *more], message)
+
+
+def test_a_table_without_its_kind_is_not_taken_for_shards(capsys, place, monkeypatch):
+    asked = words(place)
+    del asked[3:5]
+    is_refused(capsys, monkeypatch, asked, "set.csv is a table, and no shards; add --benchmark manifest")
+
+
+def is_refused(capsys, monkeypatch, asked, message):
+    """Before anything is embedded, on one line."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    seen = forward_passes(monkeypatch)
+    code, out, err = run(capsys, asked)
+    assert (code, out, seen) == (2, "", [])
     assert message in err
     assert err.startswith("bioclip-hc: ")
     assert len(err.strip().splitlines()) == 1

@@ -16,7 +16,7 @@ import numpy as np
 from bioclip_hc.data.prompts import read_prompts
 from bioclip_hc.data.quarantine import BadSample, count_causes
 from bioclip_hc.evaluation.abstention import certified_thresholds, stopped
-from bioclip_hc.evaluation.counts import counts_of_model, read_counts
+from bioclip_hc.evaluation.counts import counts_of_model
 from bioclip_hc.evaluation.images import Contents, Embedded
 from bioclip_hc.evaluation.metrics import chance
 from bioclip_hc.evaluation.outcome import Outcome, outcome
@@ -58,7 +58,7 @@ def run_of(
     *,
     stopping: Stopping | None = None,
     texts: Path | bool = True,
-    counts: str | None = None,
+    counts: np.ndarray | None = None,
     tell: Callable[[str], object],
 ) -> Run:
     """What a system answers.
@@ -66,8 +66,7 @@ def run_of(
     Args:
         stopping: its probability is marked in the risk-coverage curves.
         texts: the cache of text embeddings, as in `taxa_texts`.
-        counts: the training images of each taxon, as `read_counts` takes them; None: what its folder says, if
-            anything.
+        counts: (T,) the training images of each taxon; None: what its folder says, if anything.
     """
     text = taxa_texts(system, question.taxonomy, cache=texts, tell=tell)
     if not finite_rows(text).all():
@@ -94,7 +93,7 @@ def run_of(
         question.benchmark.name,
         found,
         question.benchmark.photographs,
-        _counts(system, question, counts),
+        _counts(system, question) if counts is None else counts,
         figures,
         thresholds=(stopping.marks if stopping else {}) or THRESHOLDS,
         extra=extra,
@@ -157,9 +156,7 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w/.:])/(?:[^/\n;,]+/)+", "", text)
 
 
-def _counts(system: System, question: Question, source: str | None) -> np.ndarray | None:
-    if source is not None:
-        return read_counts(source, question.taxonomy)
+def _counts(system: System, question: Question) -> np.ndarray | None:
     own = own_taxonomy(system)
     return None if own is None else counts_of_model(folder_of(system), own, question.taxonomy)
 
