@@ -57,7 +57,8 @@ class Embedding(NamedTuple):
 class Predictor:
     """A trained model with the names it can give.
 
-    Texts are embedded when they are first needed, and kept on disk for the next time (`evaluation.text_cache`).
+    Texts are embedded when they are first needed; those of the taxonomy are kept on disk for the next time
+    (`evaluation.text_cache`), those of the user's classes are not.
 
     Args:
         model: a model folder, hub repository or published system, as `evaluation.systems.open_system` takes it, or
@@ -119,7 +120,7 @@ class Predictor:
     @cached_property
     def text(self) -> Tensor:
         """(T, D): the embedding of each taxon's text, on the device."""
-        return self._embedded(self.taxonomy)
+        return self._embedded(self.taxonomy, self._cache)
 
     def predict(
         self,
@@ -260,7 +261,7 @@ class Predictor:
         ]
         small = Taxonomy.from_lineages(lineages, [common[t] if common and t >= 0 else "" for t in known])
         ids = small.encode_many(lineages).max(axis=1)  # the deepest has the largest
-        return self._embedded(small)[torch.from_numpy(ids).to(self.device)]
+        return self._embedded(small, cache=False)[torch.from_numpy(ids).to(self.device)]
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -272,8 +273,8 @@ class Predictor:
         except FileNotFoundError:
             return None
 
-    def _embedded(self, taxonomy: Taxonomy) -> Tensor:
-        text = taxa_texts(self.system, taxonomy, cache=self._cache, tell=self.tell)
+    def _embedded(self, taxonomy: Taxonomy, cache: bool | str | Path) -> Tensor:
+        text = taxa_texts(self.system, taxonomy, cache=cache, tell=self.tell)
         if not text.isfinite().all():
             raise ValueError(
                 f"{self.system.name} gives text embeddings that are not finite: its weights are damaged, or "
@@ -288,8 +289,19 @@ class Predictor:
         if batch_size is None:
             batch_size = AT_ONCE_ON_CPU if self.device.type == "cpu" else AT_ONCE
         workers = usable_processes() if workers is None else workers
+        self._check_preprocess()
         stream = batches(each(images), self.preprocess, batch_size=batch_size, workers=workers, on_error=on_error)
         return self._finite(stream, on_error)
+
+    def _check_preprocess(self) -> None:
+        """So that a photograph is not blamed for how the model wants it."""
+        try:
+            self.preprocess(Image.new("RGB", (2, 2)))
+        except Exception as error:  # torchvision's, of many kinds
+            raise ValueError(
+                f"{self.system.name} cannot prepare any photograph ({error}); mend preprocess_cfg in its "
+                "open_clip_config.json"
+            ) from None
 
     def _finite(self, stream: Iterator[Batch], on_error: OnError) -> Iterator[tuple[list[str], Tensor]]:
         for names, pixels in stream:

@@ -445,6 +445,19 @@ def test_answers_before_an_image_that_is_not_finite_come_first(place, monkeypatc
     assert len(list(predictor.embed(images, on_error="skip"))) == 4
 
 
+@pytest.mark.parametrize("wrong", [{"mean": [0.5, 0.5]}, {"std": [0, 0, 0]}])
+def test_a_model_that_can_prepare_no_photograph_is_blamed_for_it(capfd, place, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr("bioclip_hc.predictor.open_system", open_system)
+    for path in (place / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= wrong
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    code = main(["predict", "--model", str(tmp_path), str(place / "photo.jpg")])
+    printed = capfd.readouterr()
+    refused((code, printed.out, printed.err), f"{tmp_path.name}.*preprocess_cfg")
+
+
 OPTIONS = {
     "--k 0": "k must be at least 1",
     "--k=-1 --classes a,b": "k must be at least 1",

@@ -420,6 +420,15 @@ def test_classes_are_asked_for_in_the_users_own_words(predictor, photos, place, 
     )
 
 
+def test_embeddings_of_classes_are_not_kept(system, photos, tmp_path):
+    predictor = Predictor(system, cache=tmp_path, tell=str)
+    for classes in ("Aves,a cat", "a dog,"):
+        list(predictor.predict(photos[:1], classes=classes))
+    assert not list(tmp_path.iterdir())
+    list(predictor.predict(photos[:1]))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_bins_are_sums_of_their_classes(predictor, photos, tmp_path):
     (tmp_path / "b.csv").write_text("class,bin\nTurdus,bird\nRosa canina,plant\nCorvus corax,bird\na stone,none\n")
     single = list(predictor.predict(photos, classes=["Turdus", "Rosa canina", "Corvus corax", "a stone"]))
