@@ -51,7 +51,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from dataclasses import replace
     from importlib.util import find_spec
 
-    from bioclip_hc.evaluation.comparison import Stopping, chance_row, notes_of, run_of, stopping_rows, system_facts
+    from bioclip_hc.evaluation.comparison import (
+        Stopping,
+        chance_rows,
+        notes_of,
+        run_of,
+        stopping_rows,
+        system_facts,
+    )
     from bioclip_hc.evaluation.confusion import find_taxon
     from bioclip_hc.evaluation.counts import read_counts
     from bioclip_hc.evaluation.study import report_of
@@ -87,7 +94,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             extra_rows += stopping_rows(run, stopping, contents)
             code = max(code, benchmark_cli.tell_unread(system, question, found))
             if not baselines:
-                baselines.append(chance_row(question, found))
+                baselines += chance_rows(question, found, stopping, contents)
                 notes = notes_of(question, found)
     if not runs:
         return 0

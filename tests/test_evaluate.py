@@ -275,8 +275,8 @@ def test_a_report_says_what_was_left_out_and_what_was_run_and_not_where_it_lay(c
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     notes = content["notes"]
     assert notes[0].startswith(f"set.csv: {COUNT - 2} photographs; candidates: the benchmark's own taxa, ")
-    assert any(note.startswith("left out 1: no file") and "set.csv, line 28" in note for note in notes)
-    assert any(note.startswith(f"cannot be read, 2 of {COUNT}: ") and note.endswith(" 3.jpg") for note in notes)
+    assert "left out 1: no file '...'; the first: set.csv, line 28: no file 'gone.jpg'" in notes
+    assert any(note.startswith("left out 2: ") and "; the first: 3.jpg" in note for note in notes)
     (system,) = content["systems"]
     assert system["prompts"]["templates"] == ["a {}", "the {}"]
     assert (system["source"], system["geometry"]) == ("model", "lorentz")
@@ -284,7 +284,7 @@ def test_a_report_says_what_was_left_out_and_what_was_run_and_not_where_it_lay(c
     assert system["image_fingerprint"][:12] in answers["extra"]["fingerprints"]
     for name in ("report.json", "report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
-        assert "cannot be read, 2 of" in text
+        assert "left out 2:" in text.replace("\\", "")
         assert str(tmp_path) not in text
         assert str(place) not in text
 
@@ -305,6 +305,9 @@ def test_stopping_by_probability_and_by_risk(capsys, place, tmp_path, no_page):
         == (rows[half, "stopping so that at most 40% are wrong"]["score"]["images"])
     )
     assert "named (wrong of these" in out
+    by_chance = rows[half, ""]["score"]
+    assert by_chance["images"] == sum(scored)
+    assert by_chance["accuracy"][0] == rows["set.csv", ""]["score"]["accuracy"][0] == 1 / 2
 
 
 @pytest.mark.parametrize("command", ["evaluate", "few-shot"])

@@ -270,7 +270,8 @@ def test_rows_that_cannot_be_used_are_counted_by_cause(folder):
         "line 10: a control character",
     ):
         assert part in found
-    assert benchmark.lines()[0] == f"left out 2: no file '...'; the first: {folder / 't.csv'}, line 3"
+    first = f"{folder / 't.csv'}, line 3: no file 'a/none.jpg'"
+    assert benchmark.lines()[0] == f"left out 2: no file '...'; the first: {first}"
     assert len(benchmark.taxonomy.at_rank(6)) == 2  # a missing picture makes no question easier
 
 

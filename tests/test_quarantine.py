@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
-from bioclip_hc.data.quarantine import Quarantine
+from bioclip_hc.data.quarantine import BadSample, Quarantine, cause, told_by_cause
 
 
 def append_many(path: Path, worker: int) -> None:
@@ -41,3 +41,12 @@ def test_the_last_record_is_remembered():
         quarantine.record("s.tar", str(i), "zero bytes")
     assert quarantine.last == ("s.tar", "1", "zero bytes")
     assert (quarantine.used, quarantine.quarantined, quarantine.seen) == (0, 2, 2)
+
+
+def test_causes_keep_what_is_no_number_of_the_case_and_the_first_is_told_in_full():
+    assert cause("line 7: not UTF-8 at byte 12") == "line N: not UTF-8 at byte N"
+    bad = [BadSample("t.csv, line 3", "", "no file 'a.jpg'"), BadSample("t.csv, line 4", "", "no file 'b.jpg'")]
+    assert told_by_cause([BadSample("s.tar", "k", "no caption"), *bad]) == [
+        "2: no file '...'; the first: t.csv, line 3: no file 'a.jpg'",
+        "1: no caption; the first: s.tar k",
+    ]

@@ -487,3 +487,14 @@ def test_titles_of_figures_end_where_they_differ(tmp_path: Path) -> None:
     page = written(report_of("t", [Run("s", split, found)]), tmp_path)
     for protocol in renamed:
         assert f"<h4><bdi>Reliability, species: {split}, {protocol}</bdi></h4>" in page
+
+
+def test_the_columns_of_the_terminal_keep_apart() -> None:
+    """In the narrowest column, that of nLCA, a difference has six characters."""
+    found = outcome_of(tree_of())
+    wrong = {p: np.full_like(taxa, -1) for p, taxa in found.predictions.items()}
+    run = Run(
+        "s", "set", replace(found, predictions=wrong), published={"top-down": {"kingdom": 80.0, "nlca": 0.71}}
+    )
+    (line,) = [line for line in report_of("t", [run]).table().splitlines() if "difference" in line]
+    assert line.split() == ["difference", f"{MINUS}80.0", *[UNKNOWN] * 7, f"{MINUS}0.710", UNKNOWN]

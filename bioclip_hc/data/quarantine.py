@@ -24,7 +24,7 @@ def cause(reason: str) -> str:
     """A reason without the numbers and quotations of the one case, so that cases can be counted."""
     quoted = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", reason)
     told = re.sub(r"( is ambiguous| is not used): .*", r"\1", quoted)  # what a name may mean is its own affair
-    return re.sub(r"\b\d+\b", "N", told)
+    return re.sub(r"(?<![-\w])\d+\b", "N", told)  # the 8 of UTF-8 is part of a name
 
 
 def by_cause(bad: Iterable[BadSample]) -> dict[str, list[BadSample]]:
@@ -41,6 +41,16 @@ def count_causes(bad: Iterable[BadSample]) -> list[tuple[int, str, str]]:
         (len(samples), why, f"{samples[0].shard} {samples[0].key}".strip())
         for why, samples in by_cause(bad).items()
     ]
+
+
+def told_by_cause(bad: Iterable[BadSample]) -> list[str]:
+    """A line for each cause, the most frequent first: how many, why, and which is the first, its reason in full."""
+    lines = []
+    for why, samples in by_cause(bad).items():
+        first = samples[0]
+        full = "" if first.reason == why else f": {first.reason}"
+        lines.append(f"{len(samples)}: {why}; the first: {f'{first.shard} {first.key}'.strip()}{full}")
+    return lines
 
 
 class TooManyBadSamples(RuntimeError):

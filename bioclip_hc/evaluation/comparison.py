@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bioclip_hc.data.prompts import read_prompts
-from bioclip_hc.data.quarantine import BadSample, count_causes
+from bioclip_hc.data.quarantine import BadSample, told_by_cause
 from bioclip_hc.evaluation.abstention import certified_thresholds, stopped
 from bioclip_hc.evaluation.counts import counts_of_model
 from bioclip_hc.evaluation.images import Contents, Embedded
@@ -30,6 +30,7 @@ from bioclip_hc.evaluation.text_cache import taxa_texts
 from bioclip_hc.taxonomy import RANKS
 
 FULL_PATH = "full-path"
+TEST_HALF = ", test half"  # of a split, where thresholds are set on the other half
 DELTA = 0.05  # the probability that a certified threshold does not hold after all
 
 
@@ -85,6 +86,8 @@ def run_of(
     )
     figures, differs = published_beside(system, question, embedded)
     extra = {"asked in": str(system.prompts), "candidates": question.candidates, **what_was_run(system)}
+    if embedded.unread:
+        extra["photographs without an embedding"] = str(len(embedded.unread))
     if differs:
         extra["published figures"] = f"are not set beside these: {differs}"
         tell(f"published figures of {system.name} are not set beside its own: {differs}")
@@ -140,13 +143,13 @@ def system_facts(system: System) -> dict[str, Any]:
 
 def notes_of(question: Question, embedded: Embedded) -> list[str]:
     """What whoever reads the figures should know, a sentence each, less the folders that files lie in."""
-    name, total = question.benchmark.photographs.name, len(question.benchmark.photographs)
-    causes = count_causes(BadSample(name(i), "", reason) for i, reason in embedded.unread)
+    name = question.benchmark.photographs.name
+    causes = told_by_cause(BadSample(name(i), "", reason) for i, reason in embedded.unread)
     said = [
         f"{question.benchmark.name}: {len(embedded.indices):,} photographs; candidates: {question.candidates}, "
         f"{question.taxonomy.size:,}",
         *question.lines(),
-        *(f"cannot be read, {count} of {total:,}: {why}; the first: {first}" for count, why, first in causes),
+        *(f"left out {line}" for line in causes),
     ]
     return [without_folders(line) for line in said]
 
@@ -161,10 +164,18 @@ def _counts(system: System, question: Question) -> np.ndarray | None:
     return None if own is None else counts_of_model(folder_of(system), own, question.taxonomy)
 
 
-def chance_row(question: Question, embedded: Embedded) -> Row:
-    """The baseline of a benchmark."""
-    truth = question.truth[embedded.indices]
-    return Row("chance", "", question.benchmark.name, chance(truth, question.taxonomy, question.offered))
+def chance_rows(question: Question, embedded: Embedded, stopping: Stopping, contents: Contents) -> Iterator[Row]:
+    """The baseline of a benchmark, and of its test half where there is one."""
+    name, truth = question.benchmark.name, question.truth[embedded.indices]
+    yield Row("chance", "", name, chance(truth, question.taxonomy, question.offered))
+    if stopping.max_risk is not None:
+        truth = truth[~_calibrating(contents, embedded.indices)]
+        yield Row("chance", "", f"{name}{TEST_HALF}", chance(truth, question.taxonomy, question.offered))
+
+
+def _calibrating(contents: Contents, indices: np.ndarray) -> np.ndarray:
+    """(n,) bool, the photographs on which thresholds are set: half of them, copies of one together."""
+    return np.array([contents.key[m][0] < 128 for m in contents.content[indices]], dtype=bool)
 
 
 def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[Row]:
@@ -177,7 +188,7 @@ def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[
     for name, probability in stopping.marks.items():
         yield _stopped_row(run, run.split, name, found, np.full(len(RANKS), probability))
     if stopping.max_risk is not None:
-        calibrating = np.array([contents.key[m][0] < 128 for m in contents.content[found.indices]], dtype=bool)
+        calibrating = _calibrating(contents, found.indices)
         if calibrating.all() or not calibrating.any():
             raise ValueError(
                 f"--max-risk needs photographs to set thresholds on and others to score; of {len(calibrating)} on "
@@ -187,7 +198,7 @@ def stopping_rows(run: Run, stopping: Stopping, contents: Contents) -> Iterator[
         level = certified_thresholds(
             fit.confidence, fit.predictions[FULL_PATH], fit.truth, target=stopping.max_risk, delta=DELTA
         )
-        split = f"{run.split}, test half"
+        split = f"{run.split}{TEST_HALF}"
         score = replace(test, predictions={FULL_PATH: test.predictions[FULL_PATH]}).scores(run.counts)[FULL_PATH]
         yield Row(run.name, FULL_PATH, split, score, run.extra)
         name = f"stopping so that at most {stopping.max_risk:.0%} are wrong"

@@ -274,7 +274,7 @@ def text_table(group: Group) -> str:
     chosen = [j for j, head in enumerate(shown.columns) if head != "full path"]
     heads = [_cut(("  " if line.kind in ("published", "difference") else "") + line.head) for line in shown.lines]
     width = max(map(len, ["system", *heads]))
-    widths = [8] * (len(RANKS) + 1) + [6, 12]
+    widths = [8] * (len(RANKS) + 1) + [7, 12]
     title = f"{printable(group.title)} (top-1 accuracy in %, {group.images} images)"
     lines = [title, _line("system", width, [shown.columns[j] for j in chosen], widths)]
     for head, line in zip(heads, shown.lines, strict=True):

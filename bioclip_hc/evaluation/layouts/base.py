@@ -45,10 +45,10 @@ class Benchmark:
     def lines(self) -> list[str]:
         """For people: the notes, then what was left out, counted by cause, the most frequent first."""
         from bioclip_hc.data.captions import printable
-        from bioclip_hc.data.quarantine import BadSample, count_causes
+        from bioclip_hc.data.quarantine import BadSample, told_by_cause
 
-        causes = count_causes(BadSample(name, "", reason) for name, reason in self.left_out)
-        said = [f"left out {count}: {why}; the first: {first}" for count, why, first in causes]
+        causes = told_by_cause(BadSample(name, "", reason) for name, reason in self.left_out)
+        said = [f"left out {line}" for line in causes]
         return [printable(line) for line in [*self.notes, *said]]
 
 
