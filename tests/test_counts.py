@@ -1,6 +1,8 @@
 """Training images of each taxon: from tables, shards and model folders, onto any taxonomy."""
 
+import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -84,7 +86,9 @@ def test_counts_that_are_not_of_the_taxonomy(taxonomy, expected, tmp_path, damag
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        ((*RANKS, "size"), None, "one of images, count"),
+        ((*RANKS, "size"), None, "one of images, n_images, count"),
+        ((*RANKS, "images"), [(*LINEAGES[0], 2**63)], "line 2: '9223372036854775808' is no number"),
+        ((*RANKS, "images"), [(*LINEAGES[0], "1" * 5000)], "line 2: '1{200}...' is no number"),
         (("name", "images"), [("a", 1)], "must have rank columns"),
         ((*RANKS, "images"), [(*LINEAGES[0], "-1")], "line 2: '-1' is no number"),
         ((*RANKS, "images"), [(*LINEAGES[0], "")], "line 2: '' is no number"),
@@ -93,6 +97,30 @@ def test_counts_that_are_not_of_the_taxonomy(taxonomy, expected, tmp_path, damag
 def test_tables_that_say_something_else(taxonomy, tmp_path, header, rows, message):
     with pytest.raises(ValueError, match=message):
         read_counts(table(tmp_path / "t.csv", header, rows), taxonomy)
+
+
+@pytest.mark.parametrize("number", ["n_images", "Count"])
+def test_tables_of_other_forms(taxonomy, expected, tmp_path, number):
+    written = table(tmp_path / "t.csv", header=(*RANKS, number))
+    with gzip.open(tmp_path / "t.TSV.gz", "wt") as file:
+        file.write(written.read_text().replace(",", "\t"))
+    for path in (written, tmp_path / "t.TSV.gz"):
+        assert read_counts(path, taxonomy).tolist() == expected.tolist()
+
+
+def test_a_parquet_table(taxonomy, expected, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+    columns = dict(zip((*RANKS, "images"), (*zip(*LINEAGES, strict=True), NUMBERS), strict=True))
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    assert read_counts(tmp_path / "t.parquet", taxonomy).tolist() == expected.tolist()
+
+
+def test_a_parquet_table_without_what_reads_it(taxonomy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="pip install"):
+        read_counts(tmp_path / "t.parquet", taxonomy)
 
 
 def test_no_table(taxonomy, tmp_path):

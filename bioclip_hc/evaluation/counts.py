@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from bioclip_hc.data.captions import short
 from bioclip_hc.data.sample import PathLike
 from bioclip_hc.data.shards import ShardSet
-from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, named, rank_columns, table_reader
+from bioclip_hc.evaluation.layouts.tables import SUFFIXES, kind_of, open_table
+from bioclip_hc.taxonomy import RANKS, Taxonomy, header_remedy, named, rank_columns
 
 COUNTS = "taxonomy_counts.json"  # in a model folder, beside taxonomy.json
-COLUMNS = ("images", "count", "counts", "n")  # how a table may call the number of images
+COLUMNS = ("images", "n_images", "count", "counts", "n")  # how a table may call the number of images
+DIGITS = 12  # of a number of images, at most: sums of as many as a table can have fit into 64 bits
 FORMAT_VERSION = 1
 
 
@@ -45,21 +48,26 @@ def read_counts(source: PathLike, taxonomy: Taxonomy) -> np.ndarray:
     """(T,) int64: the training images of each taxon, those of its descendants included.
 
     Args:
-        source: a table (.csv, .csv.gz) with the columns kingdom ... species and one of `COLUMNS`, a row for the
-            images of a lineage; a model folder, or the counts in it (.json, with taxonomy.json beside it); else
-            shards, as `expand_shards` names them. What they name and the taxonomy lacks is not counted there.
+        source: a table (.csv, .tsv, each plain or .gz, .parquet) with the columns kingdom ... species and one of
+            `COLUMNS`, a row for the images of a lineage; a model folder, or the counts in it (.json, with
+            taxonomy.json beside it); else shards, as `expand_shards` names them. What they name and the taxonomy
+            lacks is not counted there.
 
     Raises:
         FileNotFoundError: no such file, folder or shard.
-        ValueError: a table without such columns, a number below 0 or none; a file that is not one of counts.
+        ValueError: a table without such columns, or whose numbers are none; a file that is not one of counts;
+            parquet without pyarrow.
     """
     path = Path(source)
     if path.is_dir() and (path / COUNTS).is_file():
         path /= COUNTS
     if path.name.endswith(".json"):
         return _from_json(path, Taxonomy.load(path.with_name("taxonomy.json")), taxonomy)
-    if path.name.endswith((".csv", ".csv.gz")):
-        return _from_table(path, taxonomy)
+    if kind_of(path) in SUFFIXES:
+        try:
+            return _from_table(path, taxonomy)
+        except ImportError as error:  # pyarrow is missing
+            raise ValueError(str(error)) from None
     return counts_of_shards(ShardSet(source), taxonomy)
 
 
@@ -79,24 +87,26 @@ def _from_json(path: Path, own: Taxonomy, taxonomy: Taxonomy) -> np.ndarray:
 
 
 def _from_table(path: Path, taxonomy: Taxonomy) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"table of training counts {path} does not exist")
     lineages, images = [], []
-    with table_reader(path) as reader:
-        columns = list(reader.fieldnames or [])
-        number = next((column for column in COLUMNS if column in columns), None)
-        at_rank = rank_columns(columns, path)
+    with open_table(path) as table:
+        number = table.place(COLUMNS)
+        at_rank = rank_columns(table.header, path)
         if number is None or not at_rank:
             raise ValueError(
-                f"{path} must have rank columns ({', '.join(RANKS)}) and one of {', '.join(COLUMNS)}, has {columns}"
-                f"{header_remedy(columns)}"
+                f"{path} must have rank columns ({', '.join(RANKS)}) and one of {', '.join(COLUMNS)}, has "
+                f"{table.header}{header_remedy(table.header)}"
             )
-        for row in reader:
-            said = row.get(number)
-            if not (said or "").strip().isdecimal():
-                raise ValueError(f"{path}, line {reader.line_num}: {said!r} is no number of images")
-            lineages.append([named(row[at_rank[rank]] or "") if rank in at_rank else "" for rank in RANKS])
-            images.append(int(said or 0))
+        for row in table.rows([number, *map(table.header.index, at_rank.values())]):
+            if row.reason:
+                raise ValueError(f"{path}, {row.where}: {row.reason}")
+            said, *names = row.fields
+            if not said.strip().isdecimal() or len(said.strip()) > DIGITS:
+                raise ValueError(
+                    f"{path}, {row.where}: {short(said)} is no number of images (of at most {DIGITS} digits)"
+                )
+            known = dict(zip(at_rank, map(named, names), strict=True))
+            lineages.append([known.get(rank, "") for rank in RANKS])
+            images.append(int(said))
     return _weighted(taxonomy.encode_many(lineages), np.array(images, dtype=np.int64), taxonomy)
 
 
