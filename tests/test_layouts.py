@@ -245,6 +245,28 @@ def test_a_folder_that_only_begins_alike_is_outside(tmp_path):
 # -- rows and tables that cannot be used
 
 
+def test_an_epithet_without_its_genus_names_nothing(folder):
+    """Many genera have one: it is no taxon of its own at the root or below a family, and takes no common name."""
+    rows = [
+        ("a/robin.jpg", *[""] * 6, "pusilla", "a dwarf"),
+        ("a/robin 2.jpg", *ROBIN[:5], "", "pusilla", "a dwarf"),
+        ("b/asphodel.jpg", *ROBIN[:5], "", "Turdus migratorius", ""),
+    ]
+    benchmark = opened(table(folder / "t.csv", rows))
+    taxonomy = benchmark.taxonomy
+    assert sorted(taxonomy.name(int(t)) for t in range(taxonomy.size)) == sorted([*ROBIN[:5], "Turdus migratorius"])
+    assert [list(lineage) for lineage in benchmark.photographs.lineages] == [
+        [*ROBIN[:5], "", ""],
+        [*ROBIN[:5], "", "Turdus migratorius"],
+    ]
+    assert "a dwarf" not in str(taxonomy.extra)
+    said = benchmark.lines()
+    assert said[0] == "the species is unknown in 1 rows: an epithet without its genus names nothing"
+    assert (
+        "line 2: the species 'pusilla' without its genus names nothing; fill in the genus" in reasons(benchmark)[0]
+    )
+
+
 def test_rows_that_cannot_be_used_are_counted_by_cause(folder):
     rows = [
         ("a/robin.jpg", *ROBIN, ""),

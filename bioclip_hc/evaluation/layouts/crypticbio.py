@@ -84,7 +84,8 @@ def read(
     pictures = Pictures(home / "images" if images is None else images)
     left_out: list[LeftOut] = []
     taxa: dict[Lineage, str] = {}
-    entries = list(_entries(tables, taxa, left_out))
+    unknown: list[str] = []
+    entries = list(_entries(tables, taxa, left_out, unknown))
     lookup = _Lookup(pictures, home if images is None else Path(images), allow_outside)
     if download:
         addresses = [entry.address for entry in entries if entry.address is not None]
@@ -108,7 +109,9 @@ def read(
     which = next((name for name, stems in SPLITS.items() if _stem(tables[0]) in stems), "")
     notes = PUBLISHED[which].notes(photographs, taxonomy) if which in PUBLISHED else []
     name = f"CrypticBio {which or ', '.join(_stem(table) for table in tables[:3])}"
-    return Benchmark(name, photographs, taxonomy, RANKED, left_out, notes, which == "common" and not notes)
+    return Benchmark(
+        name, photographs, taxonomy, RANKED, left_out, [*unknown, *notes], which == "common" and not notes
+    )
 
 
 # -- which tables ------------------------------------------------------------------------------------------
@@ -153,8 +156,10 @@ class _Entry(NamedTuple):
     lineage: Lineage
 
 
-def _entries(tables: Sequence[Path], taxa: dict[Lineage, str], left_out: list[LeftOut]) -> Iterator[_Entry]:
-    """The usable rows of all tables; fills in taxa with their common names, and what is left out."""
+def _entries(
+    tables: Sequence[Path], taxa: dict[Lineage, str], left_out: list[LeftOut], notes: list[str]
+) -> Iterator[_Entry]:
+    """The usable rows of all tables; fills in taxa with their common names, what is left out, and notes."""
     count = 0
     for path in tables:
         with open_table(path) as table:
@@ -182,6 +187,7 @@ def _entries(tables: Sequence[Path], taxa: dict[Lineage, str], left_out: list[Le
                     left_out.append(LeftOut(f"{path}, {where}", str(error)))
                     continue
                 yield _Entry(f"{path}, {where}", named, address, lineage)
+            notes += names.notes()
 
 
 class _Lookup:

@@ -22,7 +22,7 @@ from bioclip_hc.data.photographs import PhotographFiles
 from bioclip_hc.data.sample import IMAGE_EXTENSIONS, PathLike
 from bioclip_hc.evaluation.layouts.base import Benchmark, LeftOut, Published
 from bioclip_hc.evaluation.layouts.inside import Inside
-from bioclip_hc.evaluation.layouts.rows import as_common, as_named
+from bioclip_hc.evaluation.layouts.rows import as_common, as_named, bare_epithet
 from bioclip_hc.taxonomy import RANKS, Lineage, Taxonomy
 
 PUBLISHED = {  # visipedia/inat_comp, 2021/README.md
@@ -248,6 +248,8 @@ def _categories(entries: Iterable[dict[str, Any]], found: _Found) -> dict[Any, L
         if categories.setdefault(number, lineage) != lineage:
             categories[number] = f"the category {number!r} is there more than once, with other names"
             continue
+        if bare_epithet([*names, str(scientific or "")], lineage):
+            found.notes.append(f"the species of category {number!r} is unknown: {names[-1]!r} has no genus")
         common = entry.get("common_name")
         found.taxa[lineage] = found.taxa.get(lineage) or (as_common(common) if isinstance(common, str) else "")
         if isinstance(folder, str):

@@ -78,4 +78,4 @@ def read(
         raise ValueError(f"{path}: no row can be used{why}; are the pictures below {folder.folder}?")
     taxonomy = Taxonomy.from_lineages(taxa, taxa.values())
     photographs = PhotographFiles(files, lineages, commons)
-    return Benchmark(path.name, photographs, taxonomy, ranks_named(photographs.lineages), left_out)
+    return Benchmark(path.name, photographs, taxonomy, ranks_named(photographs.lineages), left_out, names.notes())

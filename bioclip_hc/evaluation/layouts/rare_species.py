@@ -88,7 +88,7 @@ def read(data: PathLike, *, images: PathLike | None = None, allow_outside: bool 
     taxonomy = Taxonomy.from_lineages(taxa, taxa.values())
     photographs = PhotographFiles(files, lineages, [taxa[lineage] for lineage in lineages])
     notes = PUBLISHED.notes(photographs, taxonomy)
-    return Benchmark("Rare Species", photographs, taxonomy, RANKED, left_out, notes, not notes)
+    return Benchmark("Rare Species", photographs, taxonomy, RANKED, left_out, [*names.notes(), *notes], not notes)
 
 
 class _Finder:

@@ -42,6 +42,7 @@ class NameColumns:
         spots = [None if place is None else next(at) for place in wanted]
         self._ranks, (self._scientific, self._common) = spots[: len(RANKS)], spots[len(RANKS) :]
         self._known: dict[tuple[str, ...], Lineage | ValueError] = {}  # a table has far more rows than taxa
+        self._bare = 0  # rows whose species is an epithet without a genus
 
     def lineage(self, fields: Sequence[str]) -> Lineage:
         """What a row names.
@@ -49,7 +50,7 @@ class NameColumns:
         Raises:
             ValueError: no rank, a name that is none, or a scientific name that is not of the genus beside it.
         """
-        names = tuple("" if spot is None else fields[spot] for spot in (*self._ranks, self._scientific))
+        names = self._names(fields)
         found = self._known.get(names)
         if found is None:
             try:
@@ -59,11 +60,32 @@ class NameColumns:
             self._known[names] = found
         if isinstance(found, ValueError):
             raise ValueError(str(found))
+        self._bare += bare_epithet(names, found)
         return found
 
+    def notes(self) -> list[str]:
+        """What to say of the rows read so far, a sentence each."""
+        if not self._bare:
+            return []
+        return [f"the species is unknown in {self._bare:,} rows: an epithet without its genus names nothing"]
+
     def common(self, fields: Sequence[str]) -> str:
-        """The common name that a row gives, "" for none."""
-        return "" if self._common is None else as_common(fields[self._common])
+        """The common name that a row, whose lineage was read, gives; "" for none, and where its species is unknown
+        for want of a genus."""
+        names = self._names(fields)
+        found = self._known.get(names)
+        bare = isinstance(found, tuple) and bare_epithet(names, found)
+        return "" if self._common is None or bare else as_common(fields[self._common])
+
+    def _names(self, fields: Sequence[str]) -> tuple[str, ...]:
+        return tuple("" if spot is None else fields[spot] for spot in (*self._ranks, self._scientific))
+
+
+def bare_epithet(names: Sequence[str], lineage: Lineage) -> bool:
+    """Whether a row's seven names and its scientific one say a species in one word and no genus: `as_named` leaves
+    that unknown."""
+    said = named(names[SPECIES]) or named(names[len(RANKS)])
+    return bool(said) and not lineage[SPECIES] and not lineage[GENUS] and said not in lineage
 
 
 def as_common(text: str) -> str:
@@ -93,6 +115,10 @@ def as_named(names: Sequence[str], scientific: str = "") -> Lineage:
                 f"the scientific name {short(scientific)} is not of the genus {short(genus)}; mend one"
             )
     lineage[SPECIES] = epithet(genus, lineage[SPECIES])
+    if not genus and len(lineage[SPECIES].split()) == 1:
+        bare, lineage[SPECIES] = lineage[SPECIES], ""  # many genera have a "pusilla"
+        if not any(lineage):
+            raise ValueError(f"the species {short(bare)} without its genus names nothing; fill in the genus")
     if not any(lineage):
         raise ValueError(f"no rank is named; fill at least one of {', '.join(RANKS)}")
     return tuple(lineage)
