@@ -106,6 +106,16 @@ def test_a_part_of_another_header_is_left_alone(place):
     assert "pickle.part" in told[0]
 
 
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_a_part_that_has_just_begun_is_not_called_foreign(place, size):
+    """Nor if its writer was killed then."""
+    begun = place / SYSTEM / "begun.part"
+    begun.write_bytes(part(place).read_bytes()[:size])
+    found, _, told = look_up(place, keys(0, 10))
+    assert all(found)
+    assert told == []
+
+
 def test_a_part_that_is_being_written_is_not_called_damaged(place):
     before = part(place)
     with EmbeddingCache(place, SYSTEM, WIDTH) as cache:

@@ -132,8 +132,10 @@ class EmbeddingCache:
         """Blocks of records whose checksums fit; what is wrong with the others goes into `damage`."""
         size = self._record.itemsize
         with path.open("rb", buffering=0) as file:
-            if file.read(len(self._header)) != self._header:
-                damage.append(FOREIGN)
+            start = file.read(len(self._header))
+            if start != self._header:
+                if not self._header.startswith(start):  # else it is being begun, or was when its writer was killed
+                    damage.append(FOREIGN)
                 return
             wrong, left = 0, b""
             while data := file.read(max(1, BLOCK // size) * size):
