@@ -101,6 +101,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     title = f"{', '.join(run.name for run in runs)} on {question.benchmark.name}"
     report = report_of(title, runs, baselines=baselines, clades=options.clade)
     rows = [*report.rows, *extra_rows]
+    lacking = {run.name: run.extra.get("published figures") for run in runs}
+    notes += [f"{name}: published figures {why}" for name, why in lacking.items() if why]
     report = replace(report, rows=rows, notes=notes, systems=[system_facts(system) for system in systems])
     print(report.table())
     print(f"\ncandidates: {question.candidates}, {question.taxonomy.size}")

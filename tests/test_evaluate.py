@@ -422,6 +422,8 @@ def test_what_published_figures_are_missing_for_is_said(capsys, place, monkeypat
     systems_rows = [row for row in rows_of(tmp_path / "out") if row["protocol"]]
     assert all("not all photographs" in row["extra"]["published figures"] for row in systems_rows)
     assert not any(row["published"] for row in systems_rows)
+    (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["notes"][1:]
+    assert note.startswith("model: published figures are not set beside these: these are not all photographs")
 
 
 # -- few-shot
