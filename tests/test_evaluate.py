@@ -23,12 +23,12 @@ from small_run import ARCHITECTURES, LINEAGES, environment, picture, write_pictu
 from bioclip_hc.cli import main
 from bioclip_hc.data.prompts import read_prompts
 from bioclip_hc.evaluation import Report, question, systems
-from bioclip_hc.evaluation.comparison import published_beside
+from bioclip_hc.evaluation.comparison import distinct_names, published_beside
 from bioclip_hc.evaluation.counts import COUNTS, save_counts
 from bioclip_hc.evaluation.images import Embedded, Unread
 from bioclip_hc.evaluation.published import recipes
 from bioclip_hc.evaluation.strata import training_counts
-from bioclip_hc.evaluation.systems import open_system
+from bioclip_hc.evaluation.systems import System, open_system
 from bioclip_hc.model import HierarchicalCLIP, create_model
 from bioclip_hc.taxonomy import RANKS, Taxonomy, rank_index
 
@@ -424,6 +424,19 @@ def test_what_published_figures_are_missing_for_is_said(capsys, place, monkeypat
     assert not any(row["published"] for row in systems_rows)
     (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["notes"][1:]
     assert note.startswith("model: published figures are not set beside these: these are not all photographs")
+
+
+@pytest.mark.parametrize(
+    ("systems", "names"),
+    [
+        ([("m", "/x/a/m", ""), ("m", "/x/b/m", ""), ("m", "/y/b/m", "")], ["m", "m (b/m)", "m (2)"]),
+        ([("m", "/x/a/m", ""), ("m", "/x/a/m", ""), ("m", "/x/a/m", "")], ["m", "m (2)", "m (3)"]),
+        ([("BioCLIP", "owner/a", "c0"), ("BioCLIP", "owner/b", "c1")], ["BioCLIP", "BioCLIP (owner/b)"]),
+    ],
+)
+def test_systems_of_one_name_are_told_apart_without_absolute_paths(systems, names):
+    given = [System(name, None, None, None, None, None, source, commit) for name, source, commit in systems]
+    assert [system.name for system in distinct_names(given)] == names
 
 
 # -- few-shot

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +235,18 @@ def _part(found: Outcome, rows: np.ndarray) -> Outcome:
 
 
 def distinct_names(systems: Sequence[System]) -> list[System]:
-    """The same, those of one name told apart by where they are from, or else by number."""
+    """The same, those of one name told apart by where they are from, or else by number.
+
+    Of a folder's path the last two names are kept: a report travels, where its models lay need not.
+    """
     named: list[System] = []
     for system in systems:
         names = [other.name for other in named]
-        tries = [system.name, f"{system.name} ({system.source})", *(f"{system.name} ({i})" for i in range(2, 99))]
-        named.append(replace(system, name=next(name for name in tries if name not in names)))
+        where = system.source if system.revision else "/".join(Path(system.source).absolute().parts[-2:])
+        again = any(other.source == system.source for other in named)
+        tries = (system.name, *([] if again else [f"{system.name} ({where})"]))
+        numbered = (f"{system.name} ({i})" for i in count(2))
+        named.append(replace(system, name=next(name for name in chain(tries, numbered) if name not in names)))
     return named
 
 
