@@ -286,7 +286,7 @@ def test_ctrl_c_ends_at_once_in_one_line(place):
         from bioclip_hc.cli import main
         from bioclip_hc.data import seal
         def slow(path, check):
-            print("at work\n", end="", flush=True)  # in one piece: two workers say it
+            print("at work\\n", end="", flush=True)  # in one piece: two workers say it
             time.sleep(600)
         seal._examine = slow
         sys.exit(main(sys.argv[1:]))
